@@ -189,10 +189,7 @@ def standby_of(
     display: TrainingProgress,
     arguments: argparse.Namespace,
 ) -> Callable[[], dict[str, Any]]:
-    """Return a function that copies the run to ``directory``, and continues it if necessary.
-
-    See ``PreparedRun.train``; ``arguments``: see ``prepare_recipe``.
-    """
+    """Return a function that copies the run to ``directory``, and continues it if necessary."""
     console = plain_console()
     prepare_recipe(offered, directory, arguments, console)
     own = RunOptions.from_json(directory.options.read_text())
@@ -289,8 +286,7 @@ def prepare_folder(
 ) -> None:
     """Prepare the images, and write the workers' files to ``directory``.
 
-    The images stay in the cache until ``opened`` is closed. Raise DatasetError if ``folder`` is
-    None or differs from the server's folder.
+    The images stay cached until ``opened`` is closed. Raise DatasetError without that folder.
     """
     manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:

@@ -18,7 +18,7 @@ from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.printable import counted, printable_report
 from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
-from dist_net.training.run.training_progress import exchange_facts
+from dist_net.training.run.training_progress import WARNINGS, exchange_facts
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
 from dist_net.wire.security import CLIENT, OPERATOR, PeerKeys, load_peer_keys
@@ -307,16 +307,9 @@ def bar(count: int, most: int) -> str:
 
 
 def _errors(report: Report) -> Iterator[Text]:
-    for name, style in (
-        ("checkpoint_error", ERROR),
-        ("journal_error", ERROR),
-        ("loss_warning", WARNING),
-        ("worker_warning", WARNING),
-        ("kernel_warning", WARNING),
-        ("majority_warning", WARNING),
-    ):
-        if report[name] is not None:
-            yield _paragraph(report[name], style)
+    for name in WARNINGS:
+        if report.get(name) is not None:
+            yield _paragraph(report[name], ERROR if name.endswith("_error") else WARNING)
 
 
 def _workers(report: Report) -> Table:

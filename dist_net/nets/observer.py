@@ -150,8 +150,7 @@ class Following:
     ) -> Iterator[tuple[Observer, dict[str, Any]]]:
         """Yield an observer of the server, and its report with the records from ``first_record``.
 
-        Until ``timeout_s``, try the places of the route in turn, each at least once. Raise the
-        error of the first.
+        Until ``timeout_s``, try each place in turn, at least once, then raise the first error.
         """
         until_s, failures = time.monotonic() + timeout_s, list[DistNetError]()
         with ExitStack() as opened:

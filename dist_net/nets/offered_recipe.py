@@ -190,8 +190,7 @@ class OfferedRecipe:
     ) -> None:
         """Write the recipe to a run directory, from which this host's processes load it.
 
-        ``original`` becomes the code's ``__file__``, so that it finds data beside the original; or
-        a file in the directory ``data`` does.
+        ``original``, or a file in ``data``, becomes the code's ``__file__``: data is beside it.
         """
         beside = directory.path if data is None else Path(data).resolve()
         own = str(beside / f"{Path(self.name).name or 'recipe'}.py")

@@ -84,9 +84,8 @@ def model_source(
     unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
     ``trust_recipe``: see ``read_run``. ``pixels`` applies to an .onnx file.
 
-    Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing
-    or not applicable, ModelFileError for a damaged .cfg file, and for a
-    token the errors of ``join_by_token``.
+    Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing or
+    not applicable, ModelFileError for a damaged .cfg file, and the errors of ``join_by_token``.
     """
     if model in PUBLISHED:
         published = PUBLISHED[model]

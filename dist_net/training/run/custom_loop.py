@@ -27,10 +27,7 @@ from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
 
 @dataclass(eq=False)
 class LeasedMinibatch:
-    """A minibatch of a lease: the indices ``rows`` of its samples, and the ``weights``.
-
-    Both are borrowed until the next turn of the loop.
-    """
+    """A lease's minibatch: sample indices ``rows``, and ``weights``; borrowed for this turn."""
 
     weights: Vector
     rows: SampleIndices

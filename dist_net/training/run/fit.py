@@ -312,7 +312,8 @@ def fit(
     )
     evaluate = Evaluator(model, dataset) if validation else None
     given = samples_of(dataset.train_targets)
-    measured = metrics_named(metrics, model.targets(given.shape, given.dtype))
+    meaning = model.targets(given.shape, given.dtype)
+    measured = metrics_named(metrics, meaning)
     on = {"": (dataset.train_inputs, dataset.train_targets)} if measured else {}
     if measured and validation:
         on["val_"] = dataset.test_inputs, dataset.test_targets
@@ -320,8 +321,7 @@ def fit(
     report = FitReport(model, evaluate, measured, on, callbacks, console)
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
-    has_accuracy = model.targets(given.shape, given.dtype).classes > 0
-    names = ["loss", *["accuracy"] * has_accuracy, *measured]
+    names = ["loss", *["accuracy"] * (meaning.classes > 0), *measured]
     require_monitors(callbacks, names, has_validation=validation is not None)
     options: Any = {"seed": seed, "threads": threads, "first_order": done}
     options |= {"workers": workers, "notify": report.console.print}

@@ -41,8 +41,7 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    With ``may_fork``, one worker stands for several. ``bits``: the run's, see ``kernels``.
-    Raise SettingError for values out of range.
+    With ``may_fork``, one worker stands for several. ``bits``: see ``kernels``. Raise SettingError.
     """
 
     workers: int
@@ -74,8 +73,7 @@ def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
 class JoinedRun:
     """This host's part in the run of a server that has admitted it.
 
-    ``directory`` holds its keys and the recipe, see ``OfferedRecipe.keep``; the processes' logs go
-    to ``logs``.
+    ``directory`` holds keys and recipe, see ``OfferedRecipe.keep``; ``logs``, the processes' logs.
     """
 
     def __init__(
@@ -102,10 +100,7 @@ class JoinedRun:
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Train until the run is done.
-
-        Raise ProcessFailedError once no worker is left. No process outlives the call.
-        """
+        """Train to the end. Raise ProcessFailedError once no worker is left. No process remains."""
         try:
             self._show_progress()
             self._supervisor.add_workers(self._spec, self._count)

@@ -84,10 +84,7 @@ class LocalRunSettings:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the settings of a command line.
-
-        Raise the errors of its addresses and keys, and of too few CPUs, before the run starts.
-        """
+        """Return a command line's settings. Raise errors of addresses, keys and CPUs beforehand."""
         local = cls(
             workers=arguments.workers,
             listening=ListenOptions.from_arguments(arguments),
@@ -130,26 +127,11 @@ class LocalRunSettings:
 
 
 REPORTED = (
-    "consistency",
-    "samples_per_update",
-    "waiting_share",
-    "epochs",
-    "samples",
-    "seconds",
-    "samples_per_s",
-    "pushes_applied",
-    "pushes_rejected",
-    "duplicates_dropped",
-    "gradients_refused",
-    "staleness_mean",
-    "staleness_max",
-    "workers_joined",
-    "workers_lost",
-    "samples_done_again",
-    "checkpoints_failed",
-    "journal_failures",
-    "bytes_received_per_sample",
-    "bytes_sent_per_sample",
+    *("consistency", "samples_per_update", "waiting_share", "epochs", "samples", "seconds"),
+    *("samples_per_s", "pushes_applied", "pushes_rejected", "duplicates_dropped"),
+    *("gradients_refused", "staleness_mean", "staleness_max", "workers_joined", "workers_lost"),
+    *("samples_done_again", "checkpoints_failed", "journal_failures"),
+    *("bytes_received_per_sample", "bytes_sent_per_sample"),
 )
 
 
@@ -462,15 +444,13 @@ class LocalRun:
     def _check_workers(self, ended: Sequence[SupervisedProcess], report: dict[str, Any]) -> None:
         """Warn if no worker is left anywhere; raise ProcessFailedError if none will come."""
         self._supervisor.report_ended(ended)
-        failure = self._supervisor.failure
-        has_workers = len(report["workers"]) > 0
-        if failure is not None and not has_workers:
-            raise failure
-        if not has_workers:
+        had_workers, self._has_workers = self._has_workers, len(report["workers"]) > 0
+        if not self._has_workers:
+            if (failure := self._supervisor.failure) is not None:
+                raise failure
             self._display.loads(self._supervisor.workers)
-        if self._has_workers and not has_workers:
-            self._display.warned("no worker is left: the run goes on when one joins")
-        self._has_workers = has_workers
+            if had_workers:
+                self._display.warned("no worker is left: the run goes on when one joins")
 
     def _await_checkpoint(self, server: RunningChild) -> None:
         grace_s = checkpoint_grace_s(self._directory.checkpoint)

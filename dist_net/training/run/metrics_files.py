@@ -29,9 +29,7 @@ class MetricsFiles:
 
     Records that cannot be written, such as on a full disk, are kept and written first next time;
     ``error`` is the reason meanwhile. With ``tensorboard``, also write new event files with a curve
-    for each number; those of an earlier part of the run are removed.
-
-    Raise RunDirectoryError if event files cannot be created.
+    for each number, and remove those of an earlier part of the run; raise RunDirectoryError.
     """
 
     def __init__(self, directory: RunDirectory, tensorboard: bool = False) -> None:

@@ -49,9 +49,8 @@ class PreparedRun(NamedTuple):
     ) -> dict[str, Any]:
         """Train in ``directory``, or resume its run, and plot it; return the run's JSON object.
 
-        ``follows``: see ``LocalRun``; if the run ends elsewhere, the object is empty.
-
-        Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
+        ``follows``: see ``LocalRun``; if the run ends elsewhere, the object is empty. Raise the
+        errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
         """
         loaded, settings = self.loaded, self.settings
         with directory.locked(), display:

@@ -39,13 +39,11 @@ class DatasetFacts:
 class RunOptions:
     """The options of a run: its recipe, and the values that replace the recipe's own.
 
-    None means "not set": the recipe's own value, or the default. A ``clip_norm``,
-    ``average_decay`` or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a
-    ``patience`` sets it. ``consistency`` and ``local_steps``, by default "auto": see
-    ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see
-    ``processes.kernels``; ``takeover_after_s`` and ``minority``: see ``RunSettings``;
-    ``keep_checkpoints``: see
-    ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
+    None means "not set": the recipe's own value, or the default. A ``clip_norm``, ``average_decay``
+    or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a ``patience`` sets it.
+    ``consistency`` and ``local_steps``, by default "auto", ``takeover_after_s`` and ``minority``:
+    see ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see ``processes.kernels``;
+    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """

@@ -35,10 +35,7 @@ UNUSABLE = JournalMismatchError, JournalDamagedError
 
 
 def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
-    """Read and check a whole journal.
-
-    Raise ``JournalMismatchError`` if it is unreadable, and the errors of ``decode_journal``.
-    """
+    """Read a whole journal; raise as ``decode_journal``, and JournalMismatchError if unreadable."""
     with _errors_of(path):
         return decode_journal(disk.read(path))
 
@@ -56,10 +53,7 @@ class JournalTail(NamedTuple):
 
 
 def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
-    """Read only a journal's header and, from the end, its records back to ``version``.
-
-    Raise one of ``UNUSABLE`` for a journal that cannot be continued from that version.
-    """
+    """Read the header and the records after ``version``; raise UNUSABLE if it cannot continue."""
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
         if identity_in(beginning[:BLOCK_BYTES]) != identity:
@@ -118,10 +112,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
-    """Rename a journal to the first free name of ``journal-1``, ``journal-2``, …; return it.
-
-    Raise ``FileWriteError`` if it cannot be renamed.
-    """
+    """Rename a journal to the first free ``journal-N``; return its path. Raise FileWriteError."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(1))
     kept = next(each for each in names if not disk.exists(each))
     try:
@@ -135,10 +126,7 @@ def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
 
 
 def sync_interval_s(sync: str) -> float | None:
-    """Return the interval of journal syncs in seconds: 0 after each record, None for never.
-
-    ``sync`` is "always", "never" or a number of seconds. Raise ``SettingError`` for other text.
-    """
+    """Return the seconds between syncs: 0 for "always", None for "never"; raise SettingError."""
     if sync in (ALWAYS, NEVER):
         return 0.0 if sync == ALWAYS else None
     try:
@@ -153,10 +141,7 @@ def sync_interval_s(sync: str) -> float | None:
 
 
 class JournalLag(NamedTuple):
-    """The bytes of the journal that are not on the disk, and the age of the oldest.
-
-    ``unwritten_bytes`` of them are only in this process's memory, because of ``error``.
-    """
+    """A journal's bytes not on the disk, the oldest's age, and those in memory due to ``error``."""
 
     unsynced_bytes: int = 0
     unsynced_s: float = 0.0
@@ -185,9 +170,8 @@ class JournalFile:
     ) -> None:
         """Truncate the file to ``kept_bytes`` and append the start.
 
-        With ``kept_bytes == 0``, begin a new journal. Raise ``FileWriteError`` if the journal
-        cannot be opened, or a new one cannot be written; on a full disk, a continued journal is
-        written later.
+        With ``kept_bytes == 0``, begin a new journal. Raise ``FileWriteError`` if it cannot be
+        opened, or if it is new and not written; on a full disk, a continued one is written later.
         """
         self.term = started.term
         self.sync_interval_s = sync_interval_s

@@ -271,8 +271,7 @@ class Journal:
 def decode_journal(content: bytes) -> Journal:
     """Check a journal from its beginning, up to the first damaged record.
 
-    Raise ``JournalMismatchError``, or ``JournalDamagedError`` if the header or the first record is
-    missing.
+    Raise ``JournalMismatchError``, or ``JournalDamagedError`` without a header or a first record.
     """
     identity = identity_in(content[:BLOCK_BYTES])
     order = _RecordOrder()

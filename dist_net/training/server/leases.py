@@ -48,8 +48,7 @@ class Lease:
 class LeaseLedger:
     """Grant ranges of samples to workers and track them. A worker holds at most one lease.
 
-    Epochs have no barrier: once an epoch is fully leased, the next worker gets the first range of
-    the next epoch.
+    Epochs have no barrier: once one is fully leased, the next lease is of the next epoch.
     """
 
     def __init__(self, samples: int, epochs: int) -> None:
@@ -100,10 +99,7 @@ class LeaseLedger:
     def grant(
         self, worker_id: int, minibatches: int, batch_size: int, pace: int = 1, parts: int = 1
     ) -> Lease:
-        """Grant the next ``minibatches`` of an epoch, or as many as are left of it.
-
-        Call this only while something is unleased, for a worker without a lease.
-        """
+        """Grant up to ``minibatches`` of an epoch, if any are left, to a worker without a lease."""
         if not self._pool:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
@@ -154,10 +150,7 @@ class LeaseLedger:
         self._pool.appendleft(left)
 
     def applied_again(self, done: Range) -> bool:
-        """Record that unleased samples are in the state.
-
-        Return False, and change nothing, if some were applied before or are outside the run.
-        """
+        """Count samples of the pool as applied. Return False, unchanged, if it lacks any."""
         while self._next_epoch <= done.epoch < self.epochs:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
@@ -192,9 +185,8 @@ class LeaseLedger:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from ``to_json``. ``samples`` must be unchanged; ``epochs`` may be larger.
 
-        Raise ``SettingError`` for too few epochs, ``CheckpointError`` for ranges that
-        overlap or are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for JSON
-        that ``to_json`` does not write.
+        Raise ``SettingError`` for too few epochs, ``CheckpointError`` for ranges that overlap or
+        are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for any other JSON.
         """
         remaining = [Range(*left) for left in state["remaining"]]
         begun = state["next_epoch"]

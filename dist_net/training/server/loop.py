@@ -128,12 +128,10 @@ def opened_journal(
     """Yield the open journal of a new or resumed run, and close it at the end.
 
     ``term``: of the claim on the run directory; None: without one, the first. ``threads`` is the
-    thread count of each worker on this host; ``sync``: see
-    ``sync_interval_s``. Records after the checkpoint are removed: their samples are in the pool
-    again. A journal that cannot be continued, such as one of another release of dist_net, is
-    renamed, and a new one begins; ``run.resume_warnings`` reports both.
-
-    Raise ``FileWriteError`` if the journal cannot be written.
+    thread count of each worker on this host; ``sync``: see ``sync_interval_s``. Records after the
+    checkpoint are removed: their samples are in the pool again. A journal that cannot be continued,
+    such as one of another release of dist_net, is renamed, and a new one begins;
+    ``run.resume_warnings`` reports both. Raise ``FileWriteError`` if the journal cannot be written.
     """
     settings, version = run.settings, run.store.version
     changeable = (getattr(settings, name) for name in CHANGEABLE)
@@ -197,10 +195,7 @@ def opened_server(
     resumes: bool = False,
     threads: int = 1,
 ) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
-    """Yield the loop of a server in this process, and the addresses for its workers.
-
-    See ``ServerSocket`` and ``opened_server_at``.
-    """
+    """Yield a server's loop, and its addresses; see ``ServerSocket`` and ``opened_server_at``."""
     longest = 4 * settings.packing.result_size
     with (
         ServerSocket(listen, keys, longest) as socket,
@@ -316,8 +311,7 @@ class ServerLoop:
     ) -> Generator[float, Received, None]:
         """Yield the timeout of each wait in seconds, to be sent the received message or None.
 
-        ``writer`` writes checkpoints and syncs the journal, in parallel. Return and raise as
-        ``serve`` does.
+        ``writer`` writes checkpoints and, in parallel, syncs the journal. See ``serve``.
         """
         if self._run.is_resumed:
             self._take_resumed(self._run.checkpoint())
@@ -397,11 +391,8 @@ class ServerLoop:
             self._handle((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:
-        """Handle queued messages: one may be the heartbeat of a worker that seems overdue.
-
-        At most 1,000: under constant load the queue is never empty.
-        """
-        for _ in range(1000):
+        """Handle queued messages: one may be the heartbeat of a worker that seems overdue."""
+        for _ in range(1000):  # under constant load the queue is never empty
             received = yield 0
             if received is None:
                 break
@@ -561,10 +552,7 @@ class ServerLoop:
         return True
 
     def _take_resumed(self, checkpoint: Checkpoint) -> None:
-        """Sync the resumed checkpoint's directory. Write nothing: the disk may be full.
-
-        The previous server may have been killed between renaming and syncing the checkpoint.
-        """
+        """Sync the directory: a killed server may not have. Write nothing: the disk may be full."""
         checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
         try:
             self._disk.sync(self._files.checkpoint.parent)

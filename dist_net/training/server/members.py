@@ -19,10 +19,8 @@ RETURN_S = 60.0
 PATIENCE_FACTOR = 3
 """A worker that returned may be silent for so many times as long before it is overdue again."""
 
-
 CLOCK_MARGIN = 0.9
 """The share of a promise that the server relies on: the clocks of hosts differ in speed."""
-
 
 MAX_UNHEARD = 1000
 """The messages that a promise remembers: a peer without an answer leaves long before."""
@@ -186,11 +184,8 @@ class Membership:
 
     def former(self, node: bytes, identity: int) -> list[Member]:
         """Return the earlier memberships of a worker that joins again."""
-        return [
-            member
-            for member in self._members.values()
-            if member.node == node or member.identity == identity
-        ]
+        everybody = self._members.values()
+        return [each for each in everybody if each.node == node or each.identity == identity]
 
     def heard(self, worker_id: int, identity: int, now: float) -> Member | None:
         """Record a sign of life and return the worker; None if the numbers are unknown."""
@@ -208,12 +203,9 @@ class Membership:
         self.silent.discard(worker_id)
 
     def overdue(self, now: float) -> list[Member]:
-        """Return the overdue workers; ``silent`` ones after ``RETURN_S``.
-
-        Call this several times a second. Time in which the server was stopped does not count: it
-        could not receive heartbeats.
-        """
+        """Return overdue workers (``silent``: after RETURN_S); call this several times a second."""
         if self._looked_s is not None:
+            # While the server was stopped, it could not receive heartbeats.
             stopped_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
             for member in self._members.values():
                 member.heard_s = min(member.heard_s + stopped_s, now)

@@ -21,14 +21,8 @@ RECORDED = (
 """The numbers in every metric record; the record also has an ``accuracy``, which may be None."""
 
 NOT_REPORTED = {
-    "working_s",
-    "waiting_s",
-    "staleness_sum",
-    "staleness_buckets",
-    "kernels",
-    "bytes_received",
-    "bytes_sent",
-    "window",
+    *("working_s", "waiting_s", "staleness_sum", "staleness_buckets", "kernels", "window"),
+    *("bytes_received", "bytes_sent"),
 }
 """Counters that a report contains as means or under another name, or not at all."""
 
@@ -116,13 +110,12 @@ class RunMetrics:
     Only the newest records are kept, for an observer to fetch. ``next_record`` is the number of
     records made so far. ``seconds`` runs from the first lease to the last applied push, without
     interruptions of the run. ``working_s`` and ``waiting_s`` are sums over the workers: a lease
-    until its push, and a push until the next lease.
-    ``staleness_buckets[n]`` counts pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to
-    7, and so on; the last bucket also counts larger values. ``journal_failures`` counts the times
-    when the journal became unwritable; ``samples_done_again``, the samples applied after the
-    checkpoints from which the run was resumed. ``kernels`` maps those of the workers, see
-    ``Equipment``, to their BLAS libraries. ``bytes_received`` and ``bytes_sent`` count the
-    arrays of workers that do not share memory.
+    until its push, and a push until the next lease. ``staleness_buckets[n]`` counts pushes whose
+    staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last bucket also counts
+    larger values. ``journal_failures`` counts the times when the journal became unwritable;
+    ``samples_done_again``, the samples applied after the checkpoints from which the run was
+    resumed. ``kernels`` maps those of the workers, see ``Equipment``, to their BLAS libraries.
+    ``bytes_received`` and ``bytes_sent`` count the arrays of workers that share no memory.
     """
 
     server_starts: int = 1
@@ -187,10 +180,7 @@ class RunMetrics:
         window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
-        """Return whether ``1 / RECORDS_PER_EPOCH`` of an epoch was completed since the last record.
-
-        False if the last record is more recent than ``RECORD_SHARE`` of the run's time.
-        """
+        """Return whether 1 / RECORDS_PER_EPOCH epochs and RECORD_SHARE of the time have passed."""
         if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
             return False
         marks = RECORDS_PER_EPOCH * applied_samples // samples
@@ -226,19 +216,15 @@ class RunMetrics:
         self.window = Window(began_s=self.seconds)
 
     def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
-        """Return the counters by their names in a report, and the records from ``first_record``.
-
-        At most ``RECORDS_PER_REPORT`` records; the next report starts at ``next_record``.
-        """
+        """Return the counters by name, and RECORDS_PER_REPORT records or fewer from this one on."""
         oldest = self.next_record - len(self.records)
         first = min(max(oldest, first_record), self.next_record)
         records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))
-        staleness_mean = self.staleness_sum / self.pushes_applied if self.pushes_applied else 0.0
         names = {each.name for each in fields(self)} - NOT_REPORTED
         return {name: getattr(self, name) for name in names} | {
             "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
             "waiting_share": self.waiting_s / ((self.working_s + self.waiting_s) or 1.0),
-            "staleness_mean": staleness_mean,
+            "staleness_mean": self.staleness_sum / max(1, self.pushes_applied),
             "staleness_histogram": self.staleness_buckets,
             "bytes_received_per_sample": self.bytes_received / max(1, applied_samples),
             "bytes_sent_per_sample": self.bytes_sent / max(1, applied_samples),
@@ -249,21 +235,18 @@ class RunMetrics:
     def to_json(self) -> dict[str, Any]:
         """Return the state for a checkpoint, of bounded size."""
         state = {each.name: getattr(self, each.name) for each in fields(self)}
-        newest = list(self.records)[-RECORDS_IN_CHECKPOINT:]
-        buckets = list(self.staleness_buckets)
         return state | {
             "kernels": dict(self.kernels),
-            "records": newest,
-            "staleness_buckets": buckets,
+            "records": list(self.records)[-RECORDS_IN_CHECKPOINT:],
+            "staleness_buckets": list(self.staleness_buckets),
             "window": asdict(self.window),
         }
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
-        """Return the metrics of a server that resumes from ``to_json``.
+        """Return the metrics of a server that resumes; ignore counters of another release.
 
-        Counters of another release are ignored. Raise ``KeyError``, ``TypeError`` or ``ValueError``
-        for JSON that ``to_json`` does not write.
+        Raise ``KeyError``, ``TypeError`` or ``ValueError`` for other JSON than ``to_json``'s.
         """
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records, window = known.pop("records"), Window(**known.pop("window"))

@@ -27,8 +27,7 @@ _RANDOM = SystemRandom()
 def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) -> int:
     """Return a term after ``term`` that no other server draws.
 
-    A takeover outweighs any number of starts in place, which a server may repeat while it is cut
-    off.
+    A takeover outweighs any number of starts in place, which a cut-off server may repeat.
     """
     starts = (term >> RANDOM_BITS) + (1 << STARTS_BITS if takes_over else 1)
     return starts << RANDOM_BITS | random.getrandbits(RANDOM_BITS)
@@ -37,11 +36,9 @@ def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) 
 class RunOwnership:
     """Claim a run directory for a server on ``host``, in the file ``path``, with a new ``term``.
 
-    The term follows that of the last claim, and, if the server takes over a run, ``after``.
-
-    If ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
-    reading the directory. If the claim cannot be written, such as on a full disk, log a warning
-    and check nothing.
+    The term follows that of the last claim, and, if the server takes over a run, ``after``. If
+    ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
+    reading the directory. If the claim cannot be written, log a warning and check nothing.
     """
 
     def __init__(
@@ -54,7 +51,7 @@ class RunOwnership:
     ) -> None:
         self._path = path
         self._disk = disk
-        former = self._last_claim()
+        former = _claim_in(path, disk)
         self.term = next_term(max(after, _term_in(former)), random, takes_over=after > 0)
         self._own = f"{self.term:016x} process {os.getpid()} on {host}"
         try:
@@ -65,16 +62,9 @@ class RunOwnership:
             self._own = former
         self.was_elsewhere = former != "" and not former.endswith(f" on {host}")
 
-    def _last_claim(self) -> str:
-        """Return the last claim; an empty string if it does not exist or is unreadable."""
-        try:
-            return self._disk.read(self._path, 0, 1000).decode(errors="replace")
-        except OSError:
-            return ""
-
     def require(self) -> None:
         """Raise ``SupersededError`` if another server has claimed the run directory since."""
-        last = self._last_claim()
+        last = _claim_in(self._path, self._disk)
         if last not in ("", self._own):
             raise SupersededError(
                 f"another parameter server has taken over {self._path.parent} "
@@ -85,10 +75,15 @@ class RunOwnership:
 
 def last_term(path: Path) -> int:
     """Return the term of the last claim in the file ``path``; 0 if there is none."""
+    return _term_in(_claim_in(path))
+
+
+def _claim_in(path: Path, disk: Disk = HOST_DISK) -> str:
+    """Return the last claim; an empty string if it does not exist or is unreadable."""
     try:
-        return _term_in(path.read_text(errors="replace"))
+        return disk.read(path, 0, 1000).decode(errors="replace")
     except OSError:
-        return 0
+        return ""
 
 
 def _term_in(claim: str) -> int:

@@ -95,9 +95,8 @@ class ParameterServer:
     """A run's server. Times are seconds on one monotonic clock.
 
     ``term``, of this start of the server, is above any before. ``host`` and ``remembered``: see
-    ``Standbys``. ``offer`` is sent to hosts that request the
-    recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
-    It ``diverges`` if nothing more can be learnt from its state.
+    ``Standbys``. ``offer`` is sent to hosts that request the recipe. ``journal_lag`` was measured
+    when last checked. It ``diverges`` if nothing more can be learnt from its state.
     """
 
     def __init__(
@@ -133,10 +132,7 @@ class ParameterServer:
         return "training" if len(self.run.members) else "waiting"
 
     def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
-        """Process a message from ``node`` and return commands; a push's state is borrowed.
-
-        Log and drop messages that a server never receives.
-        """
+        """Return the commands for a message; log unexpected ones. A push's state is borrowed."""
         commands: list[ServerCommand] = []
         match message:
             case Push() | Pull():
@@ -191,15 +187,12 @@ class ParameterServer:
         self.journal_lag = lag
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Look for silent workers; call this several times a second.
-
-        Handle all received messages first: one may be a heartbeat.
-        """
+        """Look for silent workers, several times a second, once all heartbeats are handled."""
         run, commands = self.run, []
         self.standbys.tick(now)
         for member in run.members.overdue(now):
             if member.worker_id not in run.members.silent:
-                self._lost(member, f"silent for {now - member.heard_s:.1f} s", now)
+                self._event("lost", member, now, f"silent for {now - member.heard_s:.1f} s")
                 run.silence(member)
             elif run.ledger.lease_of(member.worker_id) is None and self.standbys.hold(now):
                 commands.append(self._remove(member))
@@ -350,10 +343,7 @@ class ParameterServer:
         run = self.run
         if (stop := self._stop()) is not None or self.is_suspended:
             return stop
-        if not self.standbys.hold(now):
-            return None
-        lease = run.grant(member, now)
-        if lease is None:
+        if not self.standbys.hold(now) or (lease := run.grant(member, now)) is None:
             return None
         run.metrics.lease_granted(now)
         member.speed.has_work(now)
@@ -423,12 +413,9 @@ class ParameterServer:
         return [forget, SendToPeer(member.node, refuse)]
 
     def _lose(self, member: Member, reason: str, now: float) -> Forget:
-        self._lost(member, reason, now)
-        return self._remove(member)
-
-    def _lost(self, member: Member, reason: str, now: float) -> None:
         if member.worker_id not in self.run.members.silent:
             self._event("lost", member, now, reason)
+        return self._remove(member)
 
     def _event(
         self,

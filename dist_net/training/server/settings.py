@@ -168,18 +168,17 @@ class RunSettings:
 
     def refusal_of(self, join: Join) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""
-        recipe_digest, vector_size = join.recipe_digest, join.vector_size
         if not join.shares_memory and self.size_fault is not None:
             return self.size_fault
-        if (facts := difference(recipe_digest, self.recipe_digest)) is not None:
+        if (facts := difference(join.recipe_digest, self.recipe_digest)) is not None:
             theirs, own, remedy = facts
             return (
                 f"the worker has {theirs}; the server, which trains {self.recipe!r}, has {own}: "
                 f"{remedy}"
             )
-        if vector_size != self.vector_size:
+        if join.vector_size != self.vector_size:
             return (
-                f"the worker's model has {vector_size} parameters, the server's "
+                f"the worker's model has {join.vector_size} parameters, the server's "
                 f"{self.vector_size}: install the same dist_net on both hosts"
             )
         return None

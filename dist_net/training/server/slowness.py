@@ -30,8 +30,8 @@ SLOW_LINK_FACTOR = 3
 class Slowness(NamedTuple):
     """A worker's speed, for each of its processes, as a share of the other workers' median.
 
-    ``share`` is None if either is unknown.
-    ``causes`` are phrases for the user: empty if the worker is not slow, or no cause is visible.
+    ``share`` is None if either is unknown. ``causes`` are phrases for the user: empty if the worker
+    is not slow, or no cause is visible.
     """
 
     share: float | None

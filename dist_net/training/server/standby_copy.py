@@ -30,8 +30,7 @@ class SentState:
         checkpoint = run.checkpoint()
         self.version = checkpoint.version
         facts = {name: getattr(checkpoint, name) for name in METADATA_FIELDS}
-        facts["journal_bytes"] = journal_bytes
-        facts["samples"] = run.ledger.applied_samples
+        facts |= {"journal_bytes": journal_bytes, "samples": run.ledger.applied_samples}
         self.facts = json.dumps(facts | more_facts).encode()
         vectors = run.store.state, run.store.outer_momentum
         self._contents = [vector.data.cast("B") for vector in vectors]
@@ -46,8 +45,7 @@ class SentState:
 class RunCopy:
     """The copy in the files ``checkpoint`` and ``journal``, up to ``version``.
 
-    ``journal_bytes`` of the journal of ``term`` have arrived, and ``state_bytes`` of the next
-    state, ``state_version``.
+    ``journal_bytes`` of ``term``'s journal and ``state_bytes`` of ``state_version`` have arrived.
     """
 
     def __init__(
@@ -98,20 +96,17 @@ class RunCopy:
         if followed.state_at == 0 and facts:
             self._begin(followed.state_version)
             self._facts = self._checked(facts)
-        if self._facts and (followed.state_version, followed.state_at) == (
-            self.state_version,
-            self.state_bytes,
-        ):
+        facts_of_state, at = self._facts, (followed.state_version, followed.state_at)
+        if facts_of_state and at == (self.state_version, self.state_bytes):
             self._state += state
         whole_bytes = 4 * (self._rule.state_size + self._rule.trained_size)
-        if not self._facts or self.state_bytes < whole_bytes:
+        if not facts_of_state or self.state_bytes < whole_bytes:
             return None
-        if self.journal_bytes < self._facts["journal_bytes"]:
+        if self.journal_bytes < facts_of_state["journal_bytes"]:
             return None
         try:
             self._write()
         finally:
-            facts_of_state = self._facts
             self._begin(0)
         return facts_of_state
 

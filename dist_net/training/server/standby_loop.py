@@ -59,7 +59,6 @@ Connect = Callable[[Standby | None], Upstream]
 OpenServer = Callable[[int, Remembered], AbstractContextManager[ServerLoop]]
 """Return the server that resumes the run from the copy, in a term after this one."""
 
-
 Takes = Callable[[dict[str, Any], Remembered, Standby | None], None]
 
 
@@ -250,10 +249,7 @@ class StandbyLoop:
                 self._socket.send(node, Refuse(why, may_rejoin=False))
 
     def _tell_former(self, term: int) -> None:
-        """Notify the former server, should it return, of the later term.
-
-        Raise ``SupersededError`` if a server has begun a later term.
-        """
+        """Notify the former server, should it return; raise SupersededError for a later term."""
         now = self._clock.now()
         if now >= self._next_request_s:
             self._next_request_s = now + ANSWER_WITHIN_S

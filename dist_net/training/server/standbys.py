@@ -38,10 +38,7 @@ def is_majority(hosts: Collection[str], reached: Collection[str], first: str) ->
 
 @dataclass(slots=True)
 class Follower:
-    """A standby, and the state that it holds, which was the server's at ``current_s``.
-
-    It begins to receive ``next_version`` at ``next_s``.
-    """
+    """A standby; its state was the server's at ``current_s``, as ``next_version`` at ``next_s``."""
 
     standby: Standby
     host: str

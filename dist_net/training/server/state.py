@@ -43,10 +43,7 @@ LARGEST_LOSS = 1e100
 
 
 class RunState:
-    """A new run, from ``weights``.
-
-    ``first_worker_id`` must be larger than any id of a resumed server, whose workers may still run.
-    """
+    """A new run, from ``weights``; workers of a former server, with smaller ids, may run."""
 
     def __init__(self, settings: RunSettings, weights: Vector, first_worker_id: int = 1) -> None:
         self.settings = settings
@@ -74,9 +71,8 @@ class RunState:
     ) -> Self:
         """Resume a run from ``checkpoint``, in the same epoch and with the optimizer's state.
 
-        Raise ``CheckpointError`` unless model, samples, seed, optimizer and consistency are the
-        checkpoint's; other settings may change, and ``epochs`` may be larger. Raise
-        ``CheckpointError`` for a checkpoint that no server wrote.
+        Raise ``CheckpointError`` if no server wrote it, and unless model, samples, seed, optimizer
+        and consistency are the checkpoint's; others may change, and ``epochs`` may be larger.
         """
         checkpoint.require_layout(settings.layout)
         own = settings.to_json()

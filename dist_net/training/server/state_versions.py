@@ -79,10 +79,7 @@ class StateVersions:
         self.state, self.outer_momentum = frozen(state), frozen(own[OUTER_MOMENTUM])
 
     def apply(self, result: Vector, outer: OuterStep) -> bool:
-        """Move the state towards ``result``, which is overwritten and becomes the new state.
-
-        Return False, and change nothing, if the new state is not valid.
-        """
+        """Move towards ``result``, which becomes the state. Return False, unchanged, if invalid."""
         n, momentum = self.rule.trained_size, self._at_rest
         with np.errstate(all="ignore"):
             if outer.rate != 1 or outer.momentum:

@@ -68,10 +68,7 @@ class SendToServer(NamedTuple):
 
 
 class Reconnect(NamedTuple):
-    """Drop the connection with all messages in flight, and stop the heartbeats; then connect again.
-
-    ``standby``: where the server may be; None: at the address that the worker was started with.
-    """
+    """Drop connection, messages and heartbeats; connect to ``standby``, None: the given address."""
 
     standby: Standby | None = None
 
@@ -89,10 +86,7 @@ class Begin(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Take the local steps of ``lease``, then call ``WorkerCycle.computed``.
-
-    They begin from ``state``, which is packed; None: from the state in shared memory.
-    """
+    """Take the steps from ``state``, packed (None: in shared memory), then call ``computed``."""
 
     lease: LeaseSteps
     state: Vector | None
@@ -121,10 +115,8 @@ class WorkerCycle:
     ``address`` is only for messages to the user. The worker tries to join for ``join_timeout_s``.
     Afterwards, if the server is silent for ``PATIENCE`` times the heartbeat timeout, the worker
     tries to join again for ``rejoin_timeout_s``. Time in which the worker was stopped, as by
-    SIGSTOP, does not count.
-
-    Answers repeat the numbers of their requests. Each membership has its connection, so no answer
-    to a former one arrives.
+    SIGSTOP, does not count. Answers repeat the numbers of their requests. Each membership has its
+    connection, so no answer to a former one arrives.
     """
 
     def __init__(
@@ -298,10 +290,7 @@ class WorkerCycle:
         return [self._pull(now)]
 
     def tick(self, now: float) -> list[WorkerCommand]:
-        """Return the commands due at ``now``: join again after a long silence.
-
-        Raise ``ServerLostError`` after the rejoin timeout.
-        """
+        """Join again after a long silence; raise ``ServerLostError`` after the rejoin timeout."""
         if now >= self.overdue_at_s:
             if self._route.turn():
                 self._try_s = FIRST_TRY_S

@@ -24,10 +24,7 @@ class Minibatch(NamedTuple):
 
 
 class MinibatchGradient(NamedTuple):
-    """The summed loss, the mean gradient, and the number of samples predicted right.
-
-    In the places of buffers, ``gradient`` has observations: see ``dist_net.optim.rule``.
-    """
+    """Summed loss, mean gradient (of buffers observations: see ``optim.rule``), correct answers."""
 
     loss_sum: float
     gradient: Vector

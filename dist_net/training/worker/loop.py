@@ -173,18 +173,14 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         """Train until the run is over; return its end.
 
         Raise ``NoAnswerError`` if the server never answers, ``ServerLostError`` if it stays silent
-        until the rejoin timeout, and ``JoinRefusedError`` or ``WorkerRefusedError`` if it refuses
-        this worker.
+        until the rejoin timeout, and ``JoinRefusedError`` or ``WorkerRefusedError``.
         """
         for _ in self.steps():
             pass
         return self.ended
 
     def steps(self) -> Iterator[tuple[Vector, Minibatch]]:
-        """Yield the weights and the minibatch before each local step, and wait for messages.
-
-        Set ``ended`` at the end, and raise as ``train`` does.
-        """
+        """Yield each step's weights and minibatch; set ``ended`` at the end. Raise as ``train``."""
         turns, message = self.turns(), None
         try:
             while True:
@@ -198,10 +194,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
             self.ended: Ended = end.value
 
     def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
-        """Yield before each wait, to be sent the message or None, and before each local step.
-
-        Return and raise as ``train`` does.
-        """
+        """Yield before each step and wait, to be sent a message or None. Return as ``train``."""
         commands = deque(self._state.start(self._clock.now()))
         while True:
             if not commands:

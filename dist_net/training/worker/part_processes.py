@@ -108,10 +108,7 @@ class PartProcesses(LocalSteps):
         return self
 
     def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
-        """Take the steps of ``lease`` as ``LocalSteps.take``; yield several times a second.
-
-        Raise ``ChildProcessError`` as soon as a process has ended: no lease can be taken then.
-        """
+        """Take a lease; yield several times a second. Raise ChildProcessError if a process ends."""
         assert self._settings is not None
         np.copyto(self._base[: base.size], base)
         self.loss_sum, self.correct = 0.0, 0

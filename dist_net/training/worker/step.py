@@ -145,10 +145,7 @@ def local_steps(
     threads: int = 1,
     gradient_at: GradientFunction | None = None,
 ) -> LocalSteps:
-    """Return the local steps of a recipe, with the settings of its run.
-
-    ``gradient_at`` replaces the recipe's gradient function.
-    """
+    """Return a recipe's local steps for a run; ``gradient_at`` replaces the recipe's function."""
     gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
     rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
     schedule = schedule_named(recipe.schedule), len(dataset.train_targets), settings.epochs
