@@ -193,15 +193,12 @@ def opened_server(
     keys: ServerKeys | None = None,
     *,
     resumes: bool = False,
-    threads: int = 1,
 ) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
     """Yield a server's loop, and its addresses; see ``ServerSocket`` and ``opened_server_at``."""
     longest = 4 * settings.packing.result_size
     with (
         ServerSocket(listen, keys, longest) as socket,
-        opened_server_at(
-            socket, settings, initial_weights, files, resumes=resumes, threads=threads
-        ) as loop,
+        opened_server_at(socket, settings, initial_weights, files, resumes=resumes) as loop,
     ):
         yield loop, socket.contact_addresses
 
@@ -214,7 +211,7 @@ def opened_server_at(
     files: ServerFiles,
     *,
     resumes: bool,
-    threads: int,
+    threads: int = 1,
     ownership: RunOwnership | None = None,
     **of_loop: Any,
 ) -> Iterator[ServerLoop]:
