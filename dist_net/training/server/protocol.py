@@ -385,7 +385,9 @@ class ParameterServer:
         if not self.standbys.follows(follow, now):
             many = f"the run has {MAX_STANDBYS} standbys, the maximum: join with workers only"
             return [SendToPeer(node, Refuse(many, may_rejoin=False))]
-        return [] if follow.leaves else [SendCopy(node, follow)]
+        if follow.leaves:
+            return [SendToPeer(node, Stop("this standby has left the run", finished=False))]
+        return [SendCopy(node, follow)]
 
     def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
         """Return the member that sent the message; a silent one is back."""

@@ -158,7 +158,7 @@ class StandbyLoop:
             if received is not None:
                 self._visited(*received, now)
             if self._stop_requested is not None:
-                self._send(now, leaves=True)
+                yield from self._leave(now + ANSWER_WITHIN_S)
                 raise InterruptedRunError(self._stop_requested)
             while (answer := self._upstream.receive(0.0)) is not None:
                 if self._answered(answer, self._clock.now()):
@@ -170,6 +170,12 @@ class StandbyLoop:
                 return False
             if now >= self._next_request_s:
                 self._request(now)
+
+    def _leave(self, until_s: float) -> Generator[float, Received, None]:
+        """Leave the run, for which the server must know it: else it waits for this host."""
+        self._send(self._clock.now(), leaves=True)
+        while self._clock.now() < until_s and not isinstance(self._upstream.receive(0.0), Stop):
+            yield COPYING_S
 
     def _pause_s(self) -> float:
         is_copying = self._is_answered and self._clock.now() >= self._next_state_s
@@ -200,7 +206,7 @@ class StandbyLoop:
             times = now, 0.0 if heard_s is None else heard_s
             self._upstream.send(Follow(*who, *has, wants_state, *lacks, *times, leaves, serves))
         except NoAnswerError as error:
-            logger.info("not_sent reason=%s", error)
+            logger.debug("not_sent reason=%s", error)
 
     def _answered(self, answer: Message, now: float) -> bool:
         """Take in a message of the server; return True if every epoch is done."""
