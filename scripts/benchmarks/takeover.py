@@ -24,7 +24,7 @@ from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied, Started
 
 RECIPE = "fashion-mnist"
-TRIALS = 3
+TRIALS = 50
 EPOCHS = 100_000
 PATIENCE_S = 60.0
 COPIED_S = 3.0  # at least, before the next host is killed
