@@ -30,7 +30,7 @@ from typing import Any
 
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import KeyFileError
-from dist_net.nets.offered_recipe import recipe_offer
+from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on_signals
@@ -90,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         server = ServerAccess(arguments.follow, follow_keys)
 
         def connect(standby: Standby | None) -> Upstream:
-            return ClientSocket(*access_to(standby, server), hang_ups_s=float("inf"))
+            return ClientSocket(
+                *access_to(standby, server), MAX_MANIFEST_BYTES, hang_ups_s=float("inf")
+            )
 
         former: list[tuple[str, str]] = []
 
@@ -100,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.keys is not None and "keys" in facts:
                 admit_only(arguments.keys, facts["keys"])
             with directory.translated_errors(), directory.metrics.open("a") as file:
-                file.write(facts.get("metrics", ""))  # those before this standby followed
+                file.write(str(facts.get("metrics", "")))  # those before this standby followed
             address, peer_keys = access_to(place, server)
             key = peer_keys.server_public.decode() if peer_keys else ""
             former[:] = list(dict.fromkeys([(address, key), *known.former]))[:MAX_STANDBYS]

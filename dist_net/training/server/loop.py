@@ -263,7 +263,6 @@ class ServerLoop:
         self._server = ParameterServer(run, journal.term, offer, host, remembered)
         self._more_facts = more_facts
         self._may_follow = may_follow
-        self._sent_states: dict[str, SentState] = {}  # by the address of the standby
         self._remembered = remembered
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
@@ -460,20 +459,16 @@ class ServerLoop:
         standbys, now = self._server.standbys, self._clock.now()
         journal_at = follow.journal_bytes if follow.term == self._server.term else 0
         journal = self._disk.read(self._files.journal, journal_at, PART_BYTES)
-        state, start = self._sent_states.get(follow.address), follow.state_bytes
-        facts, part, version = b"", memoryview(b""), 0
-        if state is not None and start == 0 and follow.version == state.version:
-            del self._sent_states[follow.address]  # its arrays are not kept any longer
+        follower, start = standbys.follower(follow), follow.state_bytes
+        state, facts, part, version = follower.sent, b"", memoryview(b""), 0
         if follow.wants_state and self._journal.error is None:
             if state is None or start == 0 or follow.state_version != state.version:
                 start, journal_bytes = 0, self._disk.size(self._files.journal)
                 more_facts = self._more_facts(follow.version == 0)
                 state = SentState(self._run, journal_bytes, more_facts)
-                self._sent_states[follow.address] = state
-                standbys.begins(follow, state.version, now)
-                facts = state.facts
+                follower.sent, follower.sent_s, facts = state, now, state.facts
             part, version = state.part(start), state.version
-        others = json.dumps(standbys.remembered)
+        others = json.dumps(standbys.remembered, ensure_ascii=False)
         run = self._server.term, follow.sent_s, self.version, standbys.host, others, standbys.text
         parts = journal, facts, part
         self._socket.send(node, Followed(*run, journal_at, version, start, parts))

@@ -210,6 +210,7 @@ class ParameterServer:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "its connection was lost", now))
+            self.standbys.leaves(former.host)
         kernels, blas = join.equipment.kernels, join.equipment.blas
         if kernels and kernels not in self._kernels and len(self._kernels) < MAX_KERNELS:
             self._kernels.add(kernels)

@@ -51,7 +51,7 @@ class RunCopy:
     def __init__(
         self, settings: RunSettings, checkpoint: Path, journal: Path, disk: Disk = HOST_DISK
     ) -> None:
-        self._rule = settings.start_rule()
+        self._rule, self._layout = settings.start_rule(), settings.layout
         self._checkpoint = checkpoint
         self._journal = journal
         self._disk = disk
@@ -128,11 +128,10 @@ class RunCopy:
             raise ProtocolError(f"a state of {len(vectors)} numbers arrived")
         state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
         self._write_journal()
-        known = {name: facts[name] for name in METADATA_FIELDS}
-        layout = tuple((name, tuple(shape)) for name, shape in known.pop("layout"))
+        known = {name: facts[name] for name in METADATA_FIELDS} | {"layout": self._layout}
         parts = rule.parts(state) | {OUTER_MOMENTUM: momentum}
         weights = state[: rule.size]
-        checkpoint = Checkpoint(**known, layout=layout, weights=weights, optimizer_state=parts)
+        checkpoint = Checkpoint(**known, weights=weights, optimizer_state=parts)
         write_checkpoint(self._checkpoint, checkpoint, self._disk)
         self.version, self.samples, self.is_whole = facts["version"], facts["samples"], True
 

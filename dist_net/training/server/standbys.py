@@ -19,9 +19,11 @@ from dist_net.errors import ProtocolError
 from dist_net.json_records import record_from_json
 from dist_net.training.server.members import Member, Membership, Promise
 from dist_net.training.server.settings import CONTINUES, RunSettings
+from dist_net.training.server.standby_copy import SentState
 from dist_net.wire.messages import Follow
 from dist_net.wire.standbys import MAX_STANDBYS, PATIENCE, Standby, standbys_text
 
+MAX_HOSTS = 512  # their names must fit into a message
 FORGOTTEN_AFTER_S = 60.0
 """A host that is silent for so long no longer counts, if the server has a majority without it."""
 
@@ -38,7 +40,7 @@ def is_majority(hosts: Collection[str], reached: Collection[str], first: str) ->
 
 @dataclass(slots=True)
 class Follower:
-    """A standby; its state was the server's at ``current_s``, as ``next_version`` at ``next_s``."""
+    """A standby. Its state was the server's at ``current_s``, and ``sent`` was at ``sent_s``."""
 
     standby: Standby
     host: str
@@ -47,8 +49,8 @@ class Follower:
     version: int = 0
     samples: int = 0
     current_s: float = 0.0
-    next_version: int = -1
-    next_s: float = 0.0
+    sent: SentState | None = None
+    sent_s: float = 0.0
 
 
 class Remembered(NamedTuple):
@@ -119,7 +121,8 @@ class Standbys:
 
     def hears(self, host: str, now: float) -> None:
         """Record a message of a worker, or of a standby, of ``host``."""
-        self._seen_s[host] = now
+        if host in self._seen_s or len(self._seen_s) < MAX_HOSTS:
+            self._seen_s[host] = now
 
     def leaves(self, host: str) -> None:
         """Record that a peer of ``host`` ended in order: with its last one, the host has left."""
@@ -140,8 +143,9 @@ class Standbys:
             known = self._followers[name] = Follower(standby, follow.host)
             self._list()
         known.heard_s, known.version, known.samples = now, follow.version, follow.samples
-        if follow.version == known.next_version:
-            known.current_s = known.next_s
+        if known.sent is not None and follow.version == known.sent.version:
+            known.current_s = known.sent_s
+            known.sent = known.sent if follow.state_bytes else None  # its arrays are kept no longer
         known.promise.renew(follow.sent_s, follow.heard_s, now)
         self.hears(follow.host, now)
         return True
@@ -157,10 +161,9 @@ class Standbys:
             self._list()
             self.leaves(gone.host)
 
-    def begins(self, follow: Follow, version: int, now: float) -> None:
-        """Record that a standby begins to receive the state of this version."""
-        follower = self._followers[follow.public_key or follow.address]
-        follower.next_version, follower.next_s = version, now
+    def follower(self, follow: Follow) -> Follower:
+        """Return the standby that sent the request, which ``follows`` has recorded."""
+        return self._followers[follow.public_key or follow.address]
 
     def hold(self, now: float) -> bool:
         """Return whether the server may apply results."""

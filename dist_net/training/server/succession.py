@@ -10,6 +10,7 @@ import math
 
 from dist_net.training.server.standbys import NOTHING, Remembered, is_majority
 from dist_net.wire.messages import Follow, Followed
+from dist_net.wire.standbys import MAX_STANDBYS
 
 VISIT_S = 10.0
 """How long a visit counts: visitors try each standby in turn."""
@@ -50,12 +51,16 @@ class Succession:
         return math.inf if self.heard_s is None else now - self.heard_s
 
     def visits(self, host: str, now: float) -> None:
-        """Record that a worker of ``host`` requests work."""
-        self._visits_s[host] = now
+        """Record that a worker of ``host`` requests work, if it is a host of the run."""
+        if host in self._others.hosts or host == self._server_host:
+            self._visits_s[host] = now
 
     def follows(self, follow: Follow, now: float) -> None:
         """Record that another standby follows this one; it counts after as long a silence."""
+        self._rivals.pop(follow.address, None)
         self._rivals[follow.address] = follow, now
+        if len(self._rivals) > 2 * MAX_STANDBYS:  # former addresses of restarted ones
+            del self._rivals[next(iter(self._rivals))]
         if follow.sent_s >= follow.heard_s + self._takeover_after_s:
             self.visits(follow.host, now)
 

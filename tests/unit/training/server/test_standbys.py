@@ -19,8 +19,8 @@ from dist_net.training.server.protocol import ParameterServer
 from dist_net.training.server.standby_copy import PART_BYTES, RunCopy, SentState
 from dist_net.training.server.standbys import Remembered, is_majority
 from dist_net.training.server.succession import Succession
-from dist_net.wire.messages import Equipment, Follow, Followed, Work
-from dist_net.wire.standbys import ServerRoute, Standby, standbys_in, standbys_text
+from dist_net.wire.messages import Equipment, Follow, Followed, Join, Work
+from dist_net.wire.standbys import MAX_STANDBYS, ServerRoute, Standby, standbys_in, standbys_text
 
 HOSTS = "server", "standby", "third", "fourth", "fifth"
 FOLLOW = Follow("standby", "tcp://10.0.0.2:5", 7, 0, 0, 0, False, 0, 0, 0.0, 0.0)
@@ -240,3 +240,23 @@ def test_a_copy_of_another_run_is_refused(tmp_path) -> None:
         with pytest.raises(ProtocolError):
             Remembered.from_json(text)
     assert SETTINGS.vector_size == SIZE
+
+
+def test_one_worker_and_one_standby_count_for_one_host_each_whatever_they_claim() -> None:
+    desk = Desk()
+    standbys = desk.server.standbys
+    for number in range(5):
+        join = {"identity": 7, "request_id": number + 1, "equipment": Equipment(f"host-{number}")}
+        desk.commands(b"a", Join("a", recipe_digest="abc", vector_size=SIZE, **join))
+        following(desk, address=f"tcp://10.0.0.2:{number}", public_key=KEY)
+    assert standbys.hosts == ["", "standby", "host-4"]
+    assert len(standbys_in(standbys.text)) == 1
+
+
+def test_visits_of_strangers_are_not_kept() -> None:
+    visited = succession()
+    for number in range(100):
+        visited.visits(f"stranger-{number}", 1.0)
+        visited.follows(FOLLOW._replace(address=f"tcp://10.0.1.1:{number}"), 1.0)
+    assert not visited._visits_s
+    assert len(visited._rivals) <= 2 * MAX_STANDBYS
