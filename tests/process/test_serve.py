@@ -75,11 +75,12 @@ class Pool:
             connection.close()
 
     def workers(self) -> dict[str, int]:
-        """The process ids of workers that the pool counts in, by name."""
-        return {each["name"]: each["process_id"] for each in self.get("/pool")[1]["workers"]}
+        """The process ids of workers that have loaded their models, by name."""
+        members = self.get("/pool")[1]["workers"]
+        return {each["name"]: each["process_id"] for each in members if each["state"] != "loading"}
 
     def all_workers(self, count: int) -> dict[str, int]:
-        """The same, once it counts so many in: it says READY when the first one can answer."""
+        """The same, once there are so many: it says READY when the first one can answer."""
         self._eventually(lambda: len(self.workers()) == count)
         return self.workers()
 
