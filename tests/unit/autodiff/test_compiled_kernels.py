@@ -295,7 +295,8 @@ def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
 def test_what_is_no_number_stays_as_it_is(value, slope):
     values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
     bias, numbers = np.zeros(8, np.float32), tuple(map(np.float32, (slope, 1, -np.inf, np.inf)))
-    compiled.from_product(values, (1, 1, 2, 8), out, bias, False, bias, numbers, (0, 16, 16, 8))
+    epilogue = out, bias, False, bias, numbers, (0, 16, 16, 8)
+    compiled.from_product(values, (1, 1, 2, 8), epilogue)
     assert np.array_equal(out, values, equal_nan=True)
 
 
@@ -357,12 +358,13 @@ def loops_in_python(monkeypatch):
     def interpreted(function, name):
         def run(*arguments):
             called.append(name)
-            arrays = (
-                each.view(Checked) if isinstance(each, np.ndarray) else each for each in arguments
-            )
-            return function(*arrays)
+            return function(*checked(arguments))
 
         return run
+
+    def checked(values):
+        kinds = {tuple: checked, np.ndarray: lambda each: each.view(Checked)}
+        return tuple(kinds.get(type(each), lambda each: each)(each) for each in values)
 
     for module in MODULES:
         for name, value in list(vars(module).items()):
@@ -493,7 +495,7 @@ def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
     epilogue = out, out, False, bias, (np.float32(1),) * 4, (0, 16, 16, 8)
     with pytest.raises(AssertionError):
-        compiled.from_product(values, (1, 1, 2, 8), *epilogue)
+        compiled.from_product(values, (1, 1, 2, 8), epilogue)
 
 
 # How they are compiled

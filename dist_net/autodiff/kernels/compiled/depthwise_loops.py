@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
-    EpilogueNumbers,
+    Epilogue,
     EpilogueValues,
     apply_epilogue,
     epilogue_of,
@@ -63,9 +63,8 @@ class CompiledDepthwise(Depthwise):
         x = arrays.x[block.images]
         grid = images, rows, problem.out[2]
         epilogue = epilogue_of(problem, block, arrays)
-        return [
-            partial(correlate, flat(x), x.shape[1:], grid, seen, flat(arrays.filters), *epilogue)
-        ]
+        of_filters = flat(arrays.filters)
+        return [partial(correlate, flat(x), x.shape[1:], grid, seen, of_filters, epilogue)]
 
 
 def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Array) -> Call:
@@ -78,7 +77,7 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     apart = tuple(each // out.itemsize for each in out.strides[:3])
     seen = geometry(windows, first_row)
     epilogue = memory_of(out), nothing, False, nothing, numbers, (0, *apart)
-    return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
+    return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), epilogue)
 
 
 def gradient(windows: Windows, padded: Array, cotangent: Array, total: Array) -> Call:
@@ -174,19 +173,14 @@ def apply_epilogues(
         apply_epilogue(total, out, place + n * apart, epilogue)
 
 
-@jit(READ, integers(3), integers(3), integers(6), READ, *EPILOGUE)
+@jit(READ, integers(3), integers(3), integers(6), READ, EPILOGUE)
 def correlate(
     x: Flat,
     shape: tuple[int, int, int],
     grid: tuple[int, int, int],
     windows: tuple[int, int, int, int, int, int],
     filters: Flat,
-    out: Flat,
-    residual: Flat,
-    has_residual: bool,
-    bias: Flat,
-    numbers: EpilogueNumbers,
-    place: tuple[int, int, int, int],
+    of_block: Epilogue,
 ) -> None:
     """Write the epilogue of windows times filters: a ``grid`` of (N, rows, columns) outputs.
 
@@ -196,6 +190,7 @@ def correlate(
     height, width, channels = shape
     images, rows, columns = grid
     lines, line, down, across, top, left = windows
+    out, residual, has_residual, bias, numbers, place = of_block
     start, per_image, per_row, per_pixel = place
     pixels, taps = pointer(x), pointer(filters)
     result, shifts, other = pointer(out), pointer(bias), pointer(residual)

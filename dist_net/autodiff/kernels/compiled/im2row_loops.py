@@ -7,10 +7,9 @@ length, the last vector overlaps the previous one.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numba.types import UniTuple
+from numba.types import Tuple, UniTuple
 from numpy.lib.stride_tricks import as_strided
 
 from dist_net.autodiff.arrays import Array, Call
@@ -45,7 +44,7 @@ class CompiledIm2Row(Im2Row):
         if out_channels < LANES:
             return super()._from_product(problem, block, arrays, product, spare)
         shape = images, rows, problem.out[2], out_channels
-        return [partial(from_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
+        return [partial(from_product, flat(product), shape, epilogue_of(problem, block, arrays))]
 
 
 def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
@@ -65,12 +64,16 @@ def memory_of(view: Array) -> Array:
     return as_strided(view, (last // view.itemsize + 1,), (view.itemsize,))
 
 
-def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
-    """Return the arguments of type EPILOGUE: the output, the residual and whether there is one, the
-    block's bias, the slopes and bounds, and the block's place.
+EpilogueNumbers = tuple[float, float, float, float]
+"""Slope, residual_slope, low and high."""
+Epilogue = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, tuple[int, int, int, int]]
+"""The output, the residual and whether there is one, the bias, the numbers, and the place: an
+offset in the output, and the strides of images, rows and pixels, in values."""
+EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)))
 
-    A place: the block's offset in the output, the strides of images, rows and pixels; in values.
-    """
+
+def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> Epilogue:
+    """Return the epilogue of a block."""
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
@@ -85,9 +88,6 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     return flat(arrays.out), residual, has_residual, bias, numbers, place
 
 
-EPILOGUE = WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)
-EpilogueNumbers = tuple[float, float, float, float]
-"""Slope, residual_slope, low and high."""
 EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
 """Bias, residual, whether there is one, and the numbers."""
 
@@ -107,19 +107,11 @@ def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueVal
     store(out, place, smaller(larger(value, low), high))
 
 
-@jit(READ, integers(4), *EPILOGUE)
-def from_product(
-    values: Flat,
-    shape: tuple[int, int, int, int],
-    out: Flat,
-    residual: Flat,
-    has_residual: bool,
-    bias: Flat,
-    numbers: EpilogueNumbers,
-    place: tuple[int, int, int, int],
-) -> None:
-    """Write the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
+@jit(READ, integers(4), EPILOGUE)
+def from_product(values: Flat, shape: tuple[int, int, int, int], of_block: Epilogue) -> None:
+    """Write the epilogue of ``values``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
+    out, residual, has_residual, bias, numbers, place = of_block
     start, per_image, per_row, per_pixel = place
     products, result = pointer(values), pointer(out)
     shifts, other = pointer(bias), pointer(residual)

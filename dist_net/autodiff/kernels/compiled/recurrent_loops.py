@@ -39,16 +39,10 @@ def tanh_of_double(x: Lanes) -> Lanes:
 
 @traced()
 def write_step(
-    inputs: Pointer,
-    recurrent: Pointer,
-    before: Pointer,
-    record: Pointer,
-    k: int,
-    i: int,
-    units: int,
-    size: int,
+    arrays: tuple[Pointer, Pointer, Pointer, Pointer], k: int, i: int, units: int, size: int
 ) -> None:
     """Write a vector of each part of a record, for projections at ``k`` and a cell at ``i``."""
+    inputs, recurrent, before, record = arrays
     totals = [load(inputs, k + units * n) + load(recurrent, k + units * n) for n in range(4)]
     admit, keep, emit = (tanh_of_double(each * 0.25) * 0.5 + 0.5 for each in totals[:3])
     candidate = tanh_of_double(totals[3] * 0.5)
@@ -60,18 +54,16 @@ def write_step(
 
 @traced()
 def write_gradient(
-    record: Pointer,
-    before: Pointer,
-    cotangents: tuple[Pointer, Pointer, Pointer],
-    gradient: Pointer,
+    records: tuple[Pointer, Pointer],
+    cotangents: tuple[Pointer, Pointer, Pointer, Pointer],
     k: int,
     i: int,
     units: int,
     size: int,
 ) -> None:
     """Write a vector of each part of a gradient, and of the cotangent of the cell before."""
+    (record, before), (later, recurrent, of_cells, gradient) = records, cotangents
     cell, admit, keep, emit, candidate = (load(record, i + size * n) for n in range(1, 6))
-    later, recurrent, of_cells = cotangents
     of_output, shown = load(later, i) + load(recurrent, i), tanh_of_double(cell * 0.5)
     of_cell = load(of_cells, i) + of_output * emit * (shown * shown * -1.0 + 1.0)
     store(of_cells, i, of_cell * keep)
@@ -90,12 +82,11 @@ def write_gradient(
 def lstm_step(inputs: Flat, recurrent: Flat, before: Flat, record: Flat, units: int) -> None:
     """Write the record of a step, given both projections and the record of the step before."""
     size = len(record) // 6
-    given, product = pointer(inputs), pointer(recurrent)
-    last, result = pointer(before), pointer(record)
+    arrays = pointer(inputs), pointer(recurrent), pointer(before), pointer(record)
     for row in range(size // units):
         for j in range(0, units, LANES):
             i = row * units + j
-            write_step(given, product, last, result, 3 * row * units + i, i, units, size)
+            write_step(arrays, 3 * row * units + i, i, units, size)
 
 
 @jit(READ, READ, READ, READ, WRITTEN, WRITTEN, INTEGER)
@@ -113,9 +104,9 @@ def lstm_step_back(
     That of the output is the sum of ``later`` and ``recurrent``; records are as for ``lstm_step``.
     """
     size = len(record) // 6
-    kept, last, result = pointer(record), pointer(before), pointer(gradient)
-    cotangents = pointer(later), pointer(recurrent), pointer(of_cells)
+    records = pointer(record), pointer(before)
+    cotangents = pointer(later), pointer(recurrent), pointer(of_cells), pointer(gradient)
     for row in range(size // units):
         for j in range(0, units, LANES):
             i = row * units + j
-            write_gradient(kept, last, cotangents, result, 3 * row * units + i, i, units, size)
+            write_gradient(records, cotangents, 3 * row * units + i, i, units, size)

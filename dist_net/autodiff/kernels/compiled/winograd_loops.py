@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
-    EpilogueNumbers,
+    Epilogue,
     EpilogueValues,
     apply_epilogue,
     epilogue_of,
@@ -47,8 +47,11 @@ from dist_net.compiling import INTEGER, READ, WRITTEN, jit
 TileLine = Sequence[Lanes]
 """A row or a column of a tile."""
 Transform = Callable[[TileLine], TileLine]
-Apart = tuple[int, int]
-"""The strides of rows and of pixels of the output, in values."""
+Three = tuple[int, int, int]
+Sums = tuple[Pointer, int, int]
+"""An array, the place of a tile's first sums, and how far apart planes are."""
+Outputs = tuple[Pointer, int, int, int]
+"""An array, the place of a tile, and the strides of rows and of pixels, in values."""
 
 
 # Bᵀ · x and Aᵀ · x for a column or row of a tile.
@@ -133,23 +136,15 @@ def write_points(
 
 
 @traced()
-def write_outputs(
-    a: int,
-    sums: Pointer,
-    i: int,
-    plane: int,
-    out: Pointer,
-    j: int,
-    apart: Apart,
-    epilogue: EpilogueValues,
-) -> None:
-    """Write the epilogue of Aᵀ · s · A, from sums at ``i`` to outputs at ``j``."""
+def write_outputs(a: int, sums: Sums, outputs: Outputs, epilogue: EpilogueValues) -> None:
+    """Write the epilogue of Aᵀ · s · A for a tile."""
+    (points, i, plane), (out, j, per_row, per_pixel) = sums, outputs
 
     def write(size: int) -> None:
-        rows = tile_rows(size, FROM_POINTS[size], sums, i, size * plane, plane)
+        rows = tile_rows(size, FROM_POINTS[size], points, i, size * plane, plane)
         for row, values in enumerate(rows):
             for column, value in enumerate(values):
-                apply_epilogue(value, out, j + row * apart[0] + column * apart[1], epilogue)
+                apply_epilogue(value, out, j + row * per_row + column * per_pixel, epilogue)
 
     run_chosen(a, {size: partial(write, size) for size in FROM_POINTS})
 
@@ -185,11 +180,8 @@ class CompiledWinograd(Winograd):
     ) -> Sequence[Call]:
         grid = *self._grid(problem, block), block.size[2]
         planes = flat(sums), sums.shape[1]
-        return [
-            partial(
-                from_points, self.a, self.m, *planes, grid, *epilogue_of(problem, block, arrays)
-            )
-        ]
+        epilogue = epilogue_of(problem, block, arrays)
+        return [partial(from_points, self.a, self.m, *planes, grid, epilogue)]
 
     def points_of_both(
         self, problem: Problem, block: Block, x: Array, cotangent: Array, scratch: Sequence[Array]
@@ -221,18 +213,9 @@ class CompiledWinograd(Winograd):
 
 
 @inlined
-def take_tile(
-    x: Pointer,
-    image: int,
-    y: int,
-    z: int,
-    height: int,
-    width: int,
-    channels: int,
-    tile: Pointer,
-    a: int,
-) -> None:
-    """Copy a · a pixels of (N, H, W, C) at (y, z), padded with 0, to (a, a, C)."""
+def take_tile(x: Pointer, shape: Three, corner: Three, tile: Pointer, a: int) -> None:
+    """Copy a · a pixels of (N, H, W, C) from an image's row and column on to (a, a, C)."""
+    (height, width, channels), (image, y, z) = shape, corner
     place = 0
     nothing = spread(np.float32(0))
     for row in range(y, y + a):
@@ -250,8 +233,8 @@ def to_points(
     a: int,
     step: int,
     x: Flat,
-    shape: tuple[int, int, int],
-    grid: tuple[int, int, int],
+    shape: Three,
+    grid: Three,
     corner: Pair,
     tile: Flat,
     points: Flat,
@@ -274,7 +257,7 @@ def to_points(
                 source, i = pixels, ((image * height + y) * width + z) * channels
                 per_row = width * channels
                 if y < 0 or z < 0 or y + a > height or z + a > width:
-                    take_tile(pixels, image, y, z, height, width, channels, copied, a)
+                    take_tile(pixels, shape, (image, y, z), copied, a)
                     source, i, per_row = copied, 0, a * channels
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
@@ -282,29 +265,19 @@ def to_points(
                 j += channels
 
 
-@jit(INTEGER, INTEGER, READ, INTEGER, integers(4), *EPILOGUE)
+@jit(INTEGER, INTEGER, READ, INTEGER, integers(4), EPILOGUE)
 def from_points(
-    a: int,
-    m: int,
-    sums: Flat,
-    plane: int,
-    grid: tuple[int, int, int, int],
-    out: Flat,
-    residual: Flat,
-    has_residual: bool,
-    bias: Flat,
-    numbers: EpilogueNumbers,
-    place: tuple[int, int, int, int],
+    a: int, m: int, sums: Flat, plane: int, grid: tuple[int, int, int, int], of_block: Epilogue
 ) -> None:
-    """Return the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
+    """Write the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
     ``grid`` is as in ``to_points``, followed by O; the block has m² outputs per tile.
     """
     images, rows, columns, channels = grid
+    out, residual, has_residual, bias, numbers, place = of_block
     start, per_image, per_row, per_pixel = place
     planes, result = pointer(sums), pointer(out)
     shifts, other = pointer(bias), pointer(residual)
-    apart = per_row, per_pixel
     i = 0
     for image in range(images):
         for row in range(rows):
@@ -313,6 +286,7 @@ def from_points(
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
                     epilogue = load(shifts, c), other, has_residual, numbers
-                    write_outputs(a, planes, i + c, plane, result, j + c, apart, epilogue)
+                    outputs = result, j + c, per_row, per_pixel
+                    write_outputs(a, (planes, i + c, plane), outputs, epilogue)
                 i += channels
                 j += m * per_pixel
