@@ -109,11 +109,9 @@ class Step:
         """Return the calls that compute a strip. A convolution has already written ``out``."""
         outside = iter(inputs)
         start = tuple(slice(each.stop - each.start) for each in strip)
-        places = self._places()
-        places[id(self.output)] = 0
         own = {
-            node: scratch[place][start] if place in scratch else out[strip]
-            for node, place in places.items()
+            id(node): scratch[id(node)][start] if id(node) in scratch else out[strip]
+            for node in self.nodes
         }
         calls = []
         for node in self.nodes:
@@ -126,26 +124,12 @@ class Step:
         return calls
 
     def _scratch(self, shape: Shape) -> dict[int, Array]:
-        """Return a strip for each node that does not use another node's."""
-        places = set(self._places().values())
+        """Return a strip for each elementwise node but the last."""
         return {
             id(node): np.empty(shape, node.dtype)
-            for node in self.nodes
-            if id(node) in places and isinstance(node.operation, Elementwise)
+            for node in self.nodes[:-1]
+            if isinstance(node.operation, Elementwise)
         }
-
-    def _places(self) -> dict[int, int]:
-        """Map each node's id, but the last's, to that of the node whose strip it uses."""
-        places: dict[int, int] = {}
-        for node in self.nodes[:-1]:
-            reusable = [
-                places[id(each)]
-                for each in node.inputs
-                if id(each) in places and each.dtype == node.dtype
-            ]
-            is_reused = reusable and node.operation.overwrites_inputs
-            places[id(node)] = reusable[0] if is_reused else id(node)
-        return places
 
 
 def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[Strip]]:
