@@ -139,6 +139,7 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
         "checkpoint; default)"
     )
+    takeover = "a standby takes over after so long a silence of the server (default: 5)"
     patience = "stop after N evaluations without improvement, and use the best weights; 0: never"
     add_options(
         parser,
@@ -146,6 +147,8 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         ("--keep-checkpoints", int, "K", kept),
         ("--sync", str, "WHEN", sync),
         ("--patience", int, "N", patience),
+        ("--checkpoint-every", float, "SECONDS", "time between checkpoints (default: 30)"),
+        ("--takeover-after", float, "SECONDS", takeover),
     )
     text = (
         "portable: kernels that round alike on every x86-64 processor, so that any can replay the "
@@ -154,20 +157,6 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", choices=BITS, help=text)
     text = "pause (default) or continue while most hosts of a run with a standby are missing"
     parser.add_argument("--minority", choices=MINORITY, help=text)
-    parser.add_argument(
-        "--takeover-after",
-        dest="takeover_after_s",
-        type=float,
-        metavar="SECONDS",
-        help="a standby takes over after so long a silence of the server (default: 5)",
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        dest="checkpoint_every_s",
-        type=float,
-        metavar="SECONDS",
-        help="time between checkpoints (default: 30)",
-    )
     text = "the weights to use later (default: last)"
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
@@ -225,7 +214,7 @@ def _train(
     console: Console,
     publish: Publish | None,
 ) -> int:
-    given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
+    given = {name: vars(arguments).get(name.removesuffix("_s")) for name in OPTIONS_OF_RUNS}
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
     if is_of_images(arguments.recipe, directory):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_net.errors import TokenError
-from dist_net.wire.token import MAX_TOKEN_LENGTH, JoinToken, holds_token
+from dist_net.wire.token import MAX_TOKEN_LENGTH, JoinToken, is_token
 
 _PIPED = re.compile(r"@/dev/fd/(\d+)")
 
@@ -70,7 +70,7 @@ def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the words with each token moved to a pipe, and the pipes, which must be inherited."""
     hidden, descriptors = [*words], []
     for place, word in enumerate(words):
-        if holds_token(word):
+        if any(map(is_token, word.split("="))):  # or NAME=TOKEN
             reading, writing = os.pipe()
             with os.fdopen(writing, "w") as pipe:
                 pipe.write(word)

@@ -123,11 +123,6 @@ def is_token(text: str) -> bool:
     return _TOKEN.match(text) is not None
 
 
-def holds_token(text: str) -> bool:
-    """Return whether a word of a command line looks like a token or ``NAME=TOKEN``."""
-    return any(is_token(part) for part in text.split("="))
-
-
 def _checksum(content: bytes) -> bytes:
     return hashlib.sha256(PREFIX.encode() + content).digest()[:_CHECKSUM_BYTES]
 

@@ -243,12 +243,12 @@ def _fuses(node: Expression, user: Expression, step: Sequence[Expression]) -> bo
         case Conv2D() | Conv2DInputGradient(windows=Windows(stride=(1, 1))):
             # Its value takes the place of the last node's.
             fits = node.dtype == last.dtype and last.operation.overwrites_inputs
-            return fits and _is_large(node) and _is_elementwise(step)
+            return (
+                fits
+                and _is_large(node)
+                and all(isinstance(each.operation, Elementwise) for each in step)
+            )
     return _is_cut(node)
-
-
-def _is_elementwise(nodes: Sequence[Expression]) -> bool:
-    return all(isinstance(each.operation, Elementwise) for each in nodes)
 
 
 def _is_cut(node: Expression) -> bool:

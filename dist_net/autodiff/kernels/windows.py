@@ -180,10 +180,6 @@ class AxisWindows:
         """Return ``array`` at ``where`` along the axis."""
         return array[self.index(where)]
 
-    def result_shape(self, shape: Shape) -> Shape:
-        """Return the result's shape for the map's ``shape``."""
-        return (*shape[: self.axis], self.results, *shape[self.axis + 1 :])
-
-    def map_shape(self, shape: Shape) -> Shape:
-        """Return the map's shape for the result's ``shape``."""
-        return (*shape[: self.axis], self.length, *shape[self.axis + 1 :])
+    def resized(self, shape: Shape, length: int) -> Shape:
+        """Return a map's ``shape`` with another length of the axis."""
+        return (*shape[: self.axis], length, *shape[self.axis + 1 :])

@@ -54,7 +54,7 @@ class WindowReduction(AxisWindowsOperation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
-        return self.windows.result_shape(x.shape), x.dtype
+        return self.windows.resized(x.shape, self.windows.results), x.dtype
 
     def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
         windows, everywhere = self.windows, slice(0, self.windows.results)
@@ -91,7 +91,7 @@ class WindowSumGradient(AxisWindowsOperation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (cotangent,) = inputs
-        return self.windows.map_shape(cotangent.shape), cotangent.dtype
+        return self.windows.resized(cotangent.shape, self.windows.length), cotangent.dtype
 
     def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
         calls: list[Call] = [] if self.windows.is_partition else [partial(out.fill, 0)]

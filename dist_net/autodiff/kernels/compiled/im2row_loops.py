@@ -7,6 +7,7 @@ length, the last vector overlaps the previous one.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numba.types import Tuple, UniTuple
@@ -78,7 +79,7 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> Epilogue:
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
     epilogue = problem.epilogue
-    numbers = tuple(
+    numbers: Any = tuple(
         map(np.float32, (epilogue.slope, epilogue.residual_slope, epilogue.low, epilogue.high))
     )
     per_row = width * channels
