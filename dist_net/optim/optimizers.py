@@ -19,7 +19,7 @@ import numpy as np
 from dist_net.errors import SettingError
 from dist_net.optim import ranges
 from dist_net.optim.ranges import CRUMB, Floats
-from dist_net.optim.rule import Optimizer
+from dist_net.optim.rule import Numbers, Optimizer, Rows
 from dist_net.spelling import suggestion
 
 
@@ -27,13 +27,12 @@ from dist_net.spelling import suggestion
 class SGD(Optimizer):
     """w ← w - η g."""
 
-    loop = "sgd"
-
-    def step(
-        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, _old: Rows, _new: Rows, _: Numbers
     ) -> None:
-        np.multiply(g, rate, out=scratch)
-        np.subtract(w, scratch, out=out)
+        for i in range(len(w)):
+            out[i] = w[i] - factors[0] * g[i]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,6 @@ class Momentum(Optimizer):
 
     momentum: float = 0.9
 
-    loop = "momentum"
-
     @property
     def initial_state(self) -> dict[str, float]:
         return {"velocity": 0.0}
@@ -57,35 +54,31 @@ class Momentum(Optimizer):
     def constants(self) -> tuple[float, ...]:
         return self.momentum, CRUMB
 
-    def step(
-        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
     ) -> None:
-        (velocity,) = state
-        self._accelerate(velocity, g, rate, scratch)
-        np.add(w, velocity, out=out)
-
-    def _accelerate(self, velocity: Floats, g: Floats, rate: float, change: Floats) -> None:
-        """v ← μ v - η g, with η g written to ``change``."""
-        np.multiply(g, rate, out=change)
-        velocity *= self.momentum
-        velocity -= change
-        ranges.keep_normal(velocity)
+        momentum, crumb = settings
+        for i in range(len(w)):
+            v = (momentum * old[0][i] - factors[0] * g[i] + crumb) - crumb
+            new[0][i] = v
+            out[i] = w[i] + v
 
 
 @dataclass(frozen=True)
 class Nesterov(Momentum):
     """v ← μ v - η g;  w ← w + μ v - η g: g counts as the gradient at the look-ahead point."""
 
-    loop = "nesterov"
-
-    def step(
-        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
     ) -> None:
-        (velocity,) = state
-        self._accelerate(velocity, g, rate, scratch)
-        np.subtract(w, scratch, out=out)
-        np.multiply(velocity, self.momentum, out=scratch)
-        out += scratch
+        momentum, crumb = settings
+        for i in range(len(w)):
+            change = factors[0] * g[i]
+            v = (momentum * old[0][i] - change + crumb) - crumb
+            new[0][i] = v
+            out[i] = w[i] - change + momentum * v
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,6 @@ class Adam(Optimizer):
     beta2: float = 0.999
     epsilon: float = 1e-7
 
-    loop = "adam"
     squares = "mean_square"
 
     @property
@@ -117,9 +109,25 @@ class Adam(Optimizer):
         towards, towards_square = 1 - self.beta1**step, 1 - self.beta2**step
         return float(learning_rate * math.sqrt(towards_square) / towards)
 
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
+    ) -> None:
+        towards, towards_square, epsilon, crumb = settings
+        for i in range(len(w)):
+            weight = w[i]
+            if len(factors) > 1:  # a decay, which is known when the loop is compiled
+                weight = weight - weight * factors[1]
+            m = (old[0][i] + (g[i] - old[0][i]) * towards + crumb) - crumb
+            v = (old[1][i] + (g[i] * g[i] - old[1][i]) * towards_square + crumb) - crumb
+            new[0][i] = m
+            new[1][i] = v
+            out[i] = weight - m / (np.sqrt(v) + epsilon) * factors[0]
+
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
+        """Compute what ``loop`` does, but in place: NumPy then takes two thirds of its time."""
         mean, mean_square = state
         np.subtract(g, mean, out=scratch)
         scratch *= 1 - self.beta1
@@ -147,8 +155,6 @@ class AdamW(Adam):
 
     weight_decay: float = 0.004
 
-    loop = "adam"
-
     def decay(self, learning_rate: float) -> float:
         return learning_rate * self.weight_decay
 
@@ -163,7 +169,6 @@ class AdaGrad(Optimizer):
     epsilon: float = 1e-7
     initial_accumulator: float = 0.1
 
-    loop = "adagrad"
     squares = "accumulator"
 
     @property
@@ -174,17 +179,14 @@ class AdaGrad(Optimizer):
     def constants(self) -> tuple[float, ...]:
         return (self.epsilon,)
 
-    def step(
-        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
     ) -> None:
-        (accumulator,) = state
-        np.multiply(g, g, out=scratch)
-        accumulator += scratch
-        np.add(accumulator, self.epsilon, out=scratch)
-        np.sqrt(scratch, out=scratch)
-        np.divide(g, scratch, out=scratch)
-        scratch *= rate
-        np.subtract(w, scratch, out=out)
+        for i in range(len(w)):
+            a = old[0][i] + g[i] * g[i]
+            new[0][i] = a
+            out[i] = w[i] - g[i] / np.sqrt(a + settings[0]) * factors[0]
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,6 @@ class RMSprop(Optimizer):
     rho: float = 0.9
     epsilon: float = 1e-7
 
-    loop = "rmsprop"
     squares = "mean_square"
 
     @property
@@ -209,20 +210,15 @@ class RMSprop(Optimizer):
     def constants(self) -> tuple[float, ...]:
         return 1 - self.rho, self.epsilon, CRUMB
 
-    def step(
-        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
     ) -> None:
-        (mean_square,) = state
-        np.multiply(g, g, out=scratch)
-        scratch -= mean_square
-        scratch *= 1 - self.rho
-        mean_square += scratch
-        ranges.keep_normal(mean_square)
-        np.add(mean_square, self.epsilon, out=scratch)
-        np.sqrt(scratch, out=scratch)
-        np.divide(g, scratch, out=scratch)
-        scratch *= rate
-        np.subtract(w, scratch, out=out)
+        towards, epsilon, crumb = settings
+        for i in range(len(w)):
+            v = (old[0][i] + (g[i] * g[i] - old[0][i]) * towards + crumb) - crumb
+            new[0][i] = v
+            out[i] = w[i] - g[i] / np.sqrt(v + epsilon) * factors[0]
 
 
 _ALL = SGD(), Momentum(), Nesterov(), Adam(), AdamW(), AdaGrad(), RMSprop()

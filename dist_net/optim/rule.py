@@ -18,8 +18,7 @@ moving ← moving + (1 - momentum) · (observed - moving).
 import contextlib
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -45,18 +44,22 @@ MIN_COMPILED = 4096
 21 us longer per step (Adam; SGD: 6), while importing numba adds 0.45 s to every process's start.
 """
 
+STRIP = 1 << 16
+"""Elements that NumPy computes at a time, to bound the memory of intermediate results."""
 
-class Optimizer(KnownOptions, ABC):
+Numbers = tuple[float, ...]
+Rows = tuple[Floats, ...]
+
+
+class Optimizer(KnownOptions):
     """The settings and arithmetic of an update: a frozen dataclass, so several rules may share it.
 
     Its text, which repeats its fields, names it on other hosts.
 
-    ``loop`` names the compiled version in ``dist_net.optim.compiled``, which takes ``constants``
-    after the state. Subclasses do not inherit it, because they may compute something else; without
-    ``loop``, NumPy computes the steps.
+    A subclass defines its step by ``loop``, or by ``step``, which only NumPy computes; with both,
+    they must compute the same, bit for bit.
     """
 
-    loop: ClassVar[str | None] = None
     squares: ClassVar[str | None] = None
     """The state vector that is a mean or sum of g², by the root of which steps are divided."""
 
@@ -70,7 +73,7 @@ class Optimizer(KnownOptions, ABC):
 
     @property
     def constants(self) -> tuple[float, ...]:
-        """The settings that the compiled loop takes."""
+        """The settings that the loop takes."""
         return ()
 
     def rate(self, learning_rate: float, step: float) -> float:
@@ -90,7 +93,18 @@ class Optimizer(KnownOptions, ABC):
         """Return the share of each weight to subtract before the update; None: no decay."""
         return None
 
-    @abstractmethod
+    @staticmethod
+    def loop(
+        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
+    ) -> None:
+        """Write the weights ``w`` after a step along ``g`` to ``out``, and ``old`` to ``new``.
+
+        ``factors`` are the rate and, if there is one, the decay; ``settings`` are the
+        ``constants``. The loop runs over the first axis: numba compiles it for vectors, elements in
+        float32, and NumPy runs it for rows, each a strip of the vectors. Both give the same bits.
+        """
+        raise NotImplementedError
+
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
@@ -98,6 +112,16 @@ class Optimizer(KnownOptions, ABC):
 
         Vectors, ``state`` as in ``initial_state``, are equally long; ``out`` may be ``w`` itself.
         """
+        for start in range(0, len(w), STRIP):
+            row = np.newaxis, slice(start, start + STRIP)
+            rows = tuple(each[row] for each in state)
+            self.loop(w[row], g[row], out[row], (rate,), rows, rows, self.constants)
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether ``loop`` defines the step, and no subclass has another ``step``."""
+        owner = next(each for each in type(self).__mro__ if {"loop", "step"} & vars(each).keys())
+        return "loop" in vars(owner)
 
     def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
         """Return a rule for vectors of ``size`` elements."""
@@ -178,7 +202,7 @@ class UpdateRule:
 
         The last has the buffers. The first has everything if elements may depend on each other.
         """
-        used = count if vars(type(self.optimizer)).get("loop") else 1
+        used = count if self.optimizer.has_loop else 1
         edges = [self.trained_size * min(each, used) // used for each in (number, number + 1)]
         self.part = slice(*(each if each < self.trained_size else self.size for each in edges))
 
@@ -222,7 +246,7 @@ class UpdateRule:
     def step(
         self, state: Floats, gradient: Floats, learning_rate: float, out: Floats, share: float = 1.0
     ) -> None:
-        """Write the state after a step along ``gradient`` to ``out``; allocates no vector.
+        """Write the state after a step along ``gradient`` to ``out``; allocates at most strips.
 
         ``gradient`` has ``size`` elements, is only read, and is of this ``share`` of a minibatch.
         ``out`` must not overlap ``state``.
@@ -279,19 +303,18 @@ class UpdateRule:
     @cached_property
     def _loop(self) -> Callable[..., None] | None:
         """The compiled loop; None if NumPy computes the steps."""
-        optimizer = self.optimizer
-        loop = vars(type(optimizer)).get("loop")
-        LOOPS: Container[str] = ()
-        if self.size >= MIN_COMPILED and self._dtype == np.float32:
+        optimizer, loop = self.optimizer, None
+        if optimizer.has_loop and self.size >= MIN_COMPILED and self._dtype == np.float32:
             # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
-                from dist_net.optim.compiled import LOOPS, compiled
-        kind = "compiled" if loop in LOOPS else "numpy"
+                from dist_net.optim.compiled import compiled
+
+                factors = 1 if optimizer.decay(1.0) is None else 2
+                vectors, constants = len(optimizer.initial_state), len(optimizer.constants)
+                loop = compiled(type(optimizer).loop, factors, vectors, constants)
+        kind = "compiled" if loop else "numpy"
         logger.info("updates_begun rule=%s loops=%s", type(optimizer).__name__, kind)
-        if loop not in LOOPS:
-            return None
-        factors, vectors = 1 if optimizer.decay(1.0) is None else 2, len(optimizer.initial_state)
-        return compiled(loop, factors, vectors, len(optimizer.constants))
+        return loop
 
     def _within_norm(self, gradient: Floats, clip_norm: float) -> Floats:
         """Return the gradient, or a copy scaled down to ``clip_norm``."""

@@ -59,10 +59,11 @@ from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winogr
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
 from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
-from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
+from dist_net.optim import OPTIMIZERS
 
 MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_rows
 MODULES += (compiled_scaling, compiled_winograd)
+UPDATE_LOOPS = [*{type(each).loop: None for each in OPTIMIZERS.values()}]
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
@@ -593,12 +594,12 @@ def called_by(function, found):
     return found
 
 
-@pytest.mark.parametrize("loop", [*LOOPS, *UPDATE_LOOPS.values()], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("loop", [*LOOPS, *UPDATE_LOOPS], ids=lambda each: each.__qualname__)
 def test_all_that_is_compiled_into_a_loop_lies_in_its_folder(loop):
     # The cache's key depends on this folder's sources.
     written = as_written(loop)
     called = called_by(written, set())
-    assert len(called) > 1 or loop in UPDATE_LOOPS.values()
+    assert len(called) > 1 or loop in UPDATE_LOOPS
     assert {Path(inspect.getfile(each)).parent for each in called} == {
         Path(inspect.getfile(written)).parent
     }

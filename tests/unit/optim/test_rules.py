@@ -242,29 +242,30 @@ def test_one_large_element_counts_and_the_sum_of_many_does_not(dtype: type) -> N
 class Sign(Optimizer):
     """w ← w - η sign(g): an optimizer that this package does not have."""
 
-    loop = "sign"
-
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
         np.subtract(w, rate * np.sign(g), out=out)
 
 
-class Unnamed(Optimizer):
-    """The same without a name for its loop."""
+class Looped(Optimizer):
+    """The same by a loop, which is compiled."""
 
-    step = Sign.step
+    @staticmethod
+    def loop(w, g, out, factors, _old, _new, _settings):
+        for i in range(len(w)):
+            out[i] = w[i] - factors[0] * np.sign(g[i])
 
 
 class Changed(Adam):
-    """Adam's state and its loop's name, and another step."""
+    """Adam's state, and another step than its loop's."""
 
     rate = Optimizer.rate
     step = Sign.step
 
 
 @pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize("optimizer", [Sign, Unnamed, Changed])
+@pytest.mark.parametrize("optimizer", [Sign, Looped, Changed])
 def test_a_users_own_optimizer_computes_its_own_step(optimizer: type[Optimizer]) -> None:
     gradient = np.array([-7, 0, 0.1], np.float32)
     state = after(optimizer().start(3), np.ones(3, np.float32), gradient, 0.5)
