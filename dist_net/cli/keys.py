@@ -57,11 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "directory", metavar="DIR", type=Path, help="a run directory or a key directory"
         )
-    token.add_argument(
-        "--standby",
-        action="store_true",
-        help="for a host that goes on with the run if this is lost",
-    )
+    text = "for a host that goes on with the run if this is lost"
+    token.add_argument("--standby", action="store_true", help=text)
     lifetime = "how long the token is valid"
     add_options(token, ("--token-lifetime", float, "SECONDS", lifetime, TOKEN_LIFETIME_S))
     taken_back.add_argument("names", metavar="NAME", nargs="+", help="a token id or a key name")

@@ -26,19 +26,10 @@ from dist_net.training.worker.step import gradient_function
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run's directory")
-    parser.add_argument(
-        "--to",
-        type=count_from(0),
-        metavar="VERSION",
-        help="stop at VERSION and write a checkpoint to the run directory",
-    )
-    parser.add_argument(
-        "--from",
-        dest="begin",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="start from this checkpoint instead of the initial weights",
-    )
+    text = "stop at VERSION and write a checkpoint to the run directory"
+    parser.add_argument("--to", type=count_from(0), metavar="VERSION", help=text)
+    text = "start from this checkpoint instead of the initial weights"
+    parser.add_argument("--from", dest="begin", type=Path, metavar="CHECKPOINT", help=text)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

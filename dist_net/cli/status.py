@@ -40,11 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    parser.add_argument(
-        "--follow",
-        action="store_true",
-        help="update until the run ends: redraw a terminal, print lines elsewhere",
-    )
+    text = "update until the run ends: redraw a terminal, print lines elsewhere"
+    parser.add_argument("--follow", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,11 +22,8 @@ def add_cluster_arguments(group: argparse._ActionsContainer) -> None:
         default="local",
         help="run processes on this host (default) or on the nodes of a Ray cluster",
     )
-    group.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help=f"of the Ray cluster (default: {AUTO}, the cluster of this host)",
-    )
+    text = f"of the Ray cluster (default: {AUTO}, the cluster of this host)"
+    group.add_argument("--address", metavar="HOST:PORT", help=text)
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, server: str, printed_by: str) -> None:

@@ -23,12 +23,8 @@ def add_token_arguments(
 ) -> argparse._MutuallyExclusiveGroup:
     """Declare a command's token. Options added to the returned group exclude it."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "token",
-        metavar="TOKEN",
-        nargs="?",
-        help=f"as {printed_by} prints it (default: the first line of stdin)",
-    )
+    text = f"as {printed_by} prints it (default: the first line of stdin)"
+    group.add_argument("token", metavar="TOKEN", nargs="?", help=text)
     group.add_argument("--token-file", type=Path, metavar="FILE", help="read it from this file")
     return group
 

@@ -37,12 +37,8 @@ logger = logging.getLogger("dist_net.training.run.training_worker_process")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        nargs="?",
-        help="the server's recipe; required only if it is a Python file",
-    )
+    text = "the server's recipe; required only if it is a Python file"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=text)
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")

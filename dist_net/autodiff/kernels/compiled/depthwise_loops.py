@@ -17,6 +17,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
     Epilogue,
     EpilogueValues,
+    Geometry,
     apply_epilogue,
     epilogue_of,
     flat,
@@ -27,8 +28,10 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     VECTOR,
     Flat,
+    Four,
     Lanes,
     Pointer,
+    Three,
     inlined,
     integers,
     load,
@@ -98,7 +101,7 @@ def sum_of_taps(
     taps: Pointer,
     j: int,
     line: int,
-    part: tuple[int, int, int, int],
+    part: Four,
 ) -> Lanes:
     """Return a vector of one output; ``part``: the window's rows and columns inside the map."""
     upper, lower, left, right = part
@@ -175,12 +178,7 @@ def apply_epilogues(
 
 @jit(READ, integers(3), integers(3), integers(6), READ, EPILOGUE)
 def correlate(
-    x: Flat,
-    shape: tuple[int, int, int],
-    grid: tuple[int, int, int],
-    windows: tuple[int, int, int, int, int, int],
-    filters: Flat,
-    of_block: Epilogue,
+    x: Flat, shape: Three, grid: Three, windows: Geometry, filters: Flat, of_block: Epilogue
 ) -> None:
     """Write the epilogue of windows times filters: a ``grid`` of (N, rows, columns) outputs.
 
@@ -257,12 +255,7 @@ def add_sums(sums: tuple[Lanes, ...], total: Pointer, place: int, channels: int)
 
 @jit(READ, integers(3), READ, integers(3), integers(4), WRITTEN)
 def add_gradient(
-    x: Flat,
-    shape: tuple[int, int, int],
-    cotangent: Flat,
-    grid: tuple[int, int, int],
-    windows: tuple[int, int, int, int],
-    total: Flat,
+    x: Flat, shape: Three, cotangent: Flat, grid: Three, windows: Four, total: Flat
 ) -> None:
     """Add each window of padded maps times its cotangent, (N, rows, columns, C), to ``total``.
 

@@ -16,8 +16,10 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     VECTOR,
     Flat,
+    Four,
     Lanes,
     Pointer,
+    Three,
     inlined,
     integers,
     load,
@@ -34,7 +36,6 @@ BLOCK = 2 * LANES
 NOTHING = np.zeros(BLOCK, np.float32)
 
 Sums = tuple[Lanes, ...]
-Three = tuple[int, int, int]
 Place = tuple[Pointer, int, int]
 """An array, the place of a first pair of vectors, and how far apart the next ones are."""
 
@@ -87,7 +88,7 @@ def multiply(
     inner: Three,
     x_steps: Three,
     y: Flat,
-    y_steps: tuple[int, int, int, int],
+    y_steps: Four,
     out: Flat,
     out_apart: Three,
     columns: int,

@@ -17,6 +17,7 @@ from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
+    Four,
     Lanes,
     Pointer,
     changed_if,
@@ -48,7 +49,10 @@ class CompiledIm2Row(Im2Row):
         return [partial(from_product, flat(product), shape, epilogue_of(problem, block, arrays))]
 
 
-def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
+Geometry = tuple[int, int, int, int, int, int]
+
+
+def geometry(windows: Windows, first_row: int) -> Geometry:
     """Return the size and stride of windows, and the start of the window of ``first_row``."""
     top = first_row * windows.stride[0] - windows.padding[0][0]
     return *windows.size, *windows.stride, top, -windows.padding[1][0]
@@ -67,7 +71,7 @@ def memory_of(view: Array) -> Array:
 
 EpilogueNumbers = tuple[float, float, float, float]
 """Slope, residual_slope, low and high."""
-Epilogue = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, tuple[int, int, int, int]]
+Epilogue = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, Four]
 """The output, the residual and whether there is one, the bias, the numbers, and the place: an
 offset in the output, and the strides of images, rows and pixels, in values."""
 EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)))
@@ -109,7 +113,7 @@ def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueVal
 
 
 @jit(READ, integers(4), EPILOGUE)
-def from_product(values: Flat, shape: tuple[int, int, int, int], of_block: Epilogue) -> None:
+def from_product(values: Flat, shape: Four, of_block: Epilogue) -> None:
     """Write the epilogue of ``values``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     out, residual, has_residual, bias, numbers, place = of_block

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 LANES = 8
 
 Flat = NDArray[np.float32]
+Three = tuple[int, int, int]
+Four = tuple[int, int, int, int]
 Pointer = Any
 Lanes = Any
 Function = TypeVar("Function", bound=Callable[..., Any])

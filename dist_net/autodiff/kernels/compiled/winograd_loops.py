@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from numba.types import Tuple
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
@@ -28,8 +29,10 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
+    Four,
     Lanes,
     Pointer,
+    Three,
     inlined,
     integers,
     load,
@@ -47,7 +50,9 @@ from dist_net.compiling import INTEGER, READ, WRITTEN, jit
 TileLine = Sequence[Lanes]
 """A row or a column of a tile."""
 Transform = Callable[[TileLine], TileLine]
-Three = tuple[int, int, int]
+Maps = tuple[Three, Three, Pair]
+"""(H, W, C); the numbers of images, and of rows and columns of tiles; the first tile's place."""
+MAPS = Tuple((integers(3), integers(3), integers(2)))
 Sums = tuple[Pointer, int, int]
 """An array, the place of a tile's first sums, and how far apart planes are."""
 Outputs = tuple[Pointer, int, int, int]
@@ -173,7 +178,7 @@ class CompiledWinograd(Winograd):
         step = self.m * self.stride
         geometry = part.shape[1:], self._grid(problem, block), corner
         planes = flat(points), points.shape[1]
-        return [partial(to_points, self.a, step, flat(part), *geometry, flat(spare[0]), *planes)]
+        return [partial(to_points, self.a, step, flat(part), geometry, flat(spare[0]), *planes)]
 
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
@@ -191,8 +196,9 @@ class CompiledWinograd(Winograd):
         stride of 1."""
         points, others, tile = scratch
         part, corner = cotangent[block.images], (block.rows.start, 0)
-        geometry = self.m, self.m, flat(part), part.shape[1:], self._grid(problem, block), corner
-        spread_out = partial(to_points, *geometry, flat(tile), flat(others), others.shape[1])
+        seen = flat(part), (part.shape[1:], self._grid(problem, block), corner)
+        planes = flat(others), others.shape[1]
+        spread_out = partial(to_points, self.m, self.m, *seen, flat(tile), *planes)
         by_tile = len(points), 1, 1, self._tiles(problem, block), -1
         of_x, of_y = (each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others))
         calls: list[Call] = [*self._to_points(problem, block, x, points, [tile]), spread_out]
@@ -228,27 +234,15 @@ def take_tile(x: Pointer, shape: Three, corner: Three, tile: Pointer, a: int) ->
             place += channels
 
 
-@jit(INTEGER, INTEGER, READ, integers(3), integers(3), integers(2), WRITTEN, WRITTEN, INTEGER)
-def to_points(
-    a: int,
-    step: int,
-    x: Flat,
-    shape: Three,
-    grid: Three,
-    corner: Pair,
-    tile: Flat,
-    points: Flat,
-    plane: int,
-) -> None:
+@jit(INTEGER, INTEGER, READ, MAPS, WRITTEN, WRITTEN, INTEGER)
+def to_points(a: int, step: int, x: Flat, maps: Maps, tile: Flat, points: Flat, plane: int) -> None:
     """Bᵀ · d · B: from (N, H, W, C), padded with 0, to a² planes (tiles, C), ``plane`` apart.
 
-    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. ``shape`` is (H, W, C);
-    ``grid`` is the number of images, and of rows and columns of tiles. The first tile begins at
-    ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile beyond the map.
+    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. The next tile begins after
+    ``step`` pixels. ``tile`` holds a copy of a tile beyond the map.
     """
+    shape, (images, rows, columns), (top, left) = maps
     height, width, channels = shape
-    images, rows, columns = grid
-    top, left = corner
     pixels, copied, planes = pointer(x), pointer(tile), pointer(points)
     j = 0
     for image in range(images):
@@ -266,12 +260,10 @@ def to_points(
 
 
 @jit(INTEGER, INTEGER, READ, INTEGER, integers(4), EPILOGUE)
-def from_points(
-    a: int, m: int, sums: Flat, plane: int, grid: tuple[int, int, int, int], of_block: Epilogue
-) -> None:
+def from_points(a: int, m: int, sums: Flat, plane: int, grid: Four, of_block: Epilogue) -> None:
     """Write the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
-    ``grid`` is as in ``to_points``, followed by O; the block has m² outputs per tile.
+    ``grid`` is as in ``Maps``, followed by O; the block has m² outputs per tile.
     """
     images, rows, columns, channels = grid
     out, residual, has_residual, bias, numbers, place = of_block
