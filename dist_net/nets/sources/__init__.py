@@ -1,1 +1,1 @@
-"""The sources of models: one module for each kind, and ``named_source`` that tells them apart."""
+"""The sources of models by their kind, and ``named_source`` that tells them apart."""

@@ -2,23 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError
-from dist_net.images.labels import read_labels
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.nets.onnx_gate import PixelOptions, onnx_files
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
-from dist_net.nets.sources.darknet_files import DarknetFiles
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.found_model import MODELS, FoundModel
-from dist_net.nets.sources.onnx_file import OnnxFile
+from dist_net.nets.sources.found_model import MODELS
+from dist_net.nets.sources.net_files import DarknetFiles, OnnxFile, PretrainedNet
 from dist_net.nets.sources.run_files import NO_PRECISION, RunFiles
 from dist_net.spelling import did_you_mean, suggestion
 from dist_net.wire.security import CLIENT, PeerKeys
@@ -31,22 +28,6 @@ LIVE = ("tcp://", "ipc://")
 FILE_NAMES = "weights", "labels"
 OPTION_NAMES = (*FILE_NAMES, "precision", *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
-
-
-@dataclass(frozen=True)
-class PretrainedNet:
-    """EfficientNet-Lite0, its weights from a package; ``labels`` replace ImageNet's."""
-
-    labels: Path | None
-
-    def read(self) -> FoundModel:
-        """Return the net; raise MissingExtraError if its weights are not installed."""
-        model, weights = lite0.model(), lite0.read_weights()
-        names = lite0.imagenet_labels()
-        if self.labels is not None:
-            names = read_labels(self.labels, model.classes)
-        architecture = PublishedArchitecture(lite0.NAME)
-        return FoundModel.of(model, weights, architecture, names, lite0.FITTING)
 
 
 ModelSource = DarknetFiles | PretrainedNet | RunFiles | OnnxFile | FollowedRun
