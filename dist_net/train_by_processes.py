@@ -150,8 +150,7 @@ def train(
         own: dict[str, Any] = {name: options.get(name) for name in options.keys() - of_recipe}
         of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **of_run), **own)
         run = new_run(directory, of_images)
-        with run.locked():
-            report = train_and_report(run, of_images, local, console, display)
+        report = train_and_report(run, of_images, local, console, display)
     else:
         loaded = load_recipe(str(recipe))
         prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **of_run), console)

@@ -21,6 +21,7 @@ from dist_net.command_line import (
     importing,
 )
 from dist_net.data import default_cache_dir
+from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError, SupersededError
 from dist_net.nets.observer import Following
@@ -28,7 +29,9 @@ from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_contents import confirm_code, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.image_report import train_and_report
 from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
@@ -126,10 +129,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
     offered = offered_by(server, arguments.timeout)
-    if offered.reference == IMAGES:
-        raise RecipeError(
-            "a run on a folder of images cannot have a standby; expected the token for workers"
-        )
     parent = default_cache_dir() / "standbys"
     path = arguments.run_dir or parent / f"{offered.name}-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(path, offered.name, datetime.now())
@@ -163,8 +162,11 @@ def train_anywhere(
         if successor is not None:
             server, term = successor
             offered = offered_by(server, ANSWER_TIMEOUT_S)
-            recipe = RunOptions.from_json(directory.options.read_text()).recipe
-            arguments.data = Path(recipe).parent
+            if directory.folder.exists():
+                arguments.data = Path(ImageOptions.read(directory.folder).folder)
+            else:
+                recipe = RunOptions.from_json(directory.options.read_text()).recipe
+                arguments.data = Path(recipe).parent
             if directory.owner.exists():
                 directory = directory.copy_of_term(term_number(term))
             console.print(
@@ -190,12 +192,7 @@ def standby_of(
     arguments: argparse.Namespace,
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that copies the run to ``directory``, and continues it if necessary."""
-    console = plain_console()
-    prepare_recipe(offered, directory, arguments, console)
-    own = RunOptions.from_json(directory.options.read_text())
-    options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
-    prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
-    keys = None
+    console, keys = plain_console(), None
     if server.keys is not None:
         if not has_server_keys(directory.keys):
             create_keys(directory.keys, (server.keys.public, server.keys.secret))
@@ -203,7 +200,16 @@ def standby_of(
         keys = directory.keys / STANDBY
         shutil.rmtree(keys, ignore_errors=True)  # of a server before
         write_peer_keys(keys, server.keys, STANDBY)
-    following = Following(server, keys)
+    following = Following(server, keys, digest=offered.digest)
+    if offered.reference == IMAGES:
+        manifest, found = images_of(offered, arguments.data)
+        directory.write(directory.folder, manifest.options)
+        of_images = ImageOptions.read(directory.folder).for_copy(found.root)
+        return partial(train_and_report, directory, of_images, local, console, display, following)
+    prepare_recipe(offered, directory, arguments, console)
+    own = RunOptions.from_json(directory.options.read_text())
+    options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
+    prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
     return partial(prepared.train, directory, local, console, display, following)
 
 
@@ -277,6 +283,17 @@ def prepare_recipe(
             raise
 
 
+def images_of(offered: OfferedRecipe, folder: Path | None) -> tuple[ImageManifest, ImageFolder]:
+    """Return the offered list of images, and these in the folder. Raise DatasetError."""
+    manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
+    if folder is None:
+        raise DatasetError(
+            f"the server trains on its folder {offered.name!r}, with {manifest}; expected the "
+            f"same folder on this host: --data FOLDER"
+        )
+    return manifest, manifest.found_in(folder.resolve())
+
+
 def prepare_folder(
     offered: OfferedRecipe,
     folder: Path | None,
@@ -288,13 +305,7 @@ def prepare_folder(
 
     The images stay cached until ``opened`` is closed. Raise DatasetError without that folder.
     """
-    manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
-    if folder is None:
-        raise DatasetError(
-            f"the server trains on its folder {offered.name!r}, with {manifest}; expected the "
-            f"same folder on this host: --data FOLDER"
-        )
-    found = manifest.found_in(folder.resolve())
+    manifest, found = images_of(offered, folder)
     cache = ImageCache(
         default_cache_dir(), found, manifest.preprocessing, test_part=manifest.test_part
     )

@@ -2,25 +2,25 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dist_net.command_line import AUTO, command_line
 from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.printable import counted
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.training_progress import exchange_facts
 
 DEFAULT_WORKERS = 2
 
 
-def show_summary(
-    summary: dict[str, Any], as_json: bool, result: str = "", more: Sequence[str] = ()
-) -> None:
+def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     """Print the results of the run and the next command to stdout, and last the JSON object.
 
-    ``result`` replaces the test accuracy; ``more`` are further lines. The summary is empty if the
+    The figures of a run on a folder of images are those of its report. The summary is empty if the
     run ended on another host before it could report here.
     """
     console = plain_console(stderr=False)
@@ -31,7 +31,14 @@ def show_summary(
     measured = "trained" if loss is None else f"test loss {loss:#.4g}"
     if accuracy is not None:
         measured = f"test accuracy {accuracy:.2%}"
-    console.print(result or measured, style="bold", end="")
+    report, more = RunDirectory(Path(summary["run_dir"])).report, list[str]()
+    if report.exists():
+        content = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
+        measured = _figures(content["measured"][-1])
+        more = [_answers(content), *_bad_classes(content["classes"])]
+        more += [_other_objects(content["left_out"])] if content["left_out"] else []
+        more.append(f"report: {report}")
+    console.print(measured, style="bold", end="")
     if not summary["pushes_applied"]:  # a head, which this process trained
         console.print(f" ({summary['seconds']:.1f} s)")
     else:
@@ -55,6 +62,50 @@ def show_summary(
         console.print(line)
     if as_json:
         print(json.dumps(summary))
+
+
+def _figures(measured: Mapping[str, Any]) -> str:
+    """Return the figures of the report on the data measured last: ``test/``, if there is one."""
+    low, high = measured["accuracy_interval"]
+    return (
+        f"{measured['right']:,} of {measured['images']:,} right: {measured['accuracy']:.1%} "
+        f"({low:.1%} to {high:.1%}); measured on {measured['data']}"
+    )
+
+
+def _answers(content: Mapping[str, Any]) -> str:
+    """Return in words what the threshold does to these images, and how to have more answered."""
+    measured, doubtful = content["measured"][-1], len(content["doubtful"])
+    answered, right, images = (measured[each] for each in ("answered", "answered_right", "images"))
+    of_these = ", all right" if right == answered else f", {right:,} of them right"
+    text = f"the model answers {answered:,} of your {images:,} images{of_these * bool(answered)}"
+    if answered < images:
+        text += "; it calls the others unknown"
+        text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
+        if lower := content["calibration"]["lower_precision"]:
+            text += f"; to have more answered, serve RUN,precision={lower:g}"
+    return text
+
+
+def _bad_classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each class that the accuracy of all images hides."""
+    return [
+        f"class {each['name']!r} ({each['warning']}): {right:,} of its "
+        f"{counted(each['images'], 'image')} right; add images of it"
+        for each in classes
+        if each["warning"]
+        for right in (round((each["recall"] or 0) * each["images"]),)
+    ]
+
+
+def _other_objects(left_out: Sequence[Mapping[str, Any]]) -> str:
+    """Return how often images of unknown classes are noticed: those left out in the report."""
+    shares = [each["unknown"] for each in left_out]
+    bounds = dict.fromkeys(f"{each:.0%}" for each in (min(shares), max(shares)))
+    return (
+        f"images of other classes: {' to '.join(bounds)} are reported as unknown, the others as "
+        f"one of these classes (measured by leaving out each class)"
+    )
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """``dist-net train FOLDER``: train a classifier on the images in a folder."""
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dist_net.cli.join import train_anywhere
 from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.command_line import AUTO, Option, add_options, number_or_auto
 from dist_net.data.image_folder import VALIDATION_SHARE
@@ -19,7 +20,6 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
-from dist_net.printable import counted
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
@@ -148,55 +148,8 @@ def train_images(
         )
 
     display = TrainingProgress(console, publish=publish)
-    with directory.locked(), explained_end(arguments, directory):
-        summary = train_and_report(directory, options, local, console, display)
-    content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
-    more = [_answers(content), *_bad_classes(content["classes"])]
-    more += [_other_objects(content["left_out"])] if content["left_out"] else []
-    more.append(f"report: {directory.report}")
-    show_summary(summary, arguments.json, _figures(content["measured"][-1]), more)
+    train = partial(train_and_report, directory, options, local, console, display)
+    with explained_end(arguments, directory):
+        summary = train_anywhere(train, directory, local, display, arguments)
+    show_summary(summary, arguments.json)
     return 0
-
-
-def _figures(measured: Mapping[str, Any]) -> str:
-    """Return the figures of the report on the data measured last: ``test/``, if there is one."""
-    low, high = measured["accuracy_interval"]
-    return (
-        f"{measured['right']:,} of {measured['images']:,} right: {measured['accuracy']:.1%} "
-        f"({low:.1%} to {high:.1%}); measured on {measured['data']}"
-    )
-
-
-def _answers(content: Mapping[str, Any]) -> str:
-    """Return in words what the threshold does to these images, and how to have more answered."""
-    measured, doubtful = content["measured"][-1], len(content["doubtful"])
-    answered, right, images = (measured[each] for each in ("answered", "answered_right", "images"))
-    of_these = ", all right" if right == answered else f", {right:,} of them right"
-    text = f"the model answers {answered:,} of your {images:,} images{of_these * bool(answered)}"
-    if answered < images:
-        text += "; it calls the others unknown"
-        text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
-        if lower := content["calibration"]["lower_precision"]:
-            text += f"; to have more answered, serve RUN,precision={lower:g}"
-    return text
-
-
-def _bad_classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each class that the accuracy of all images hides."""
-    return [
-        f"class {each['name']!r} ({each['warning']}): {right:,} of its "
-        f"{counted(each['images'], 'image')} right; add images of it"
-        for each in classes
-        if each["warning"]
-        for right in (round((each["recall"] or 0) * each["images"]),)
-    ]
-
-
-def _other_objects(left_out: Sequence[Mapping[str, Any]]) -> str:
-    """Return how often images of unknown classes are noticed: those left out in the report."""
-    shares = [each["unknown"] for each in left_out]
-    bounds = dict.fromkeys(f"{each:.0%}" for each in (min(shares), max(shares)))
-    return (
-        f"images of other classes: {' to '.join(bounds)} are reported as unknown, the others as "
-        f"one of these classes (measured by leaving out each class)"
-    )

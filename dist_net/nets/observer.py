@@ -130,13 +130,15 @@ class Following:
     """A run that this process follows from server to server; ``server``: the last that answered.
 
     ``keys``: a directory of the keys for it, if it needs any, which other processes read.
-    ``notify`` receives a text about each successor.
+    ``notify`` receives a text about each successor. ``digest``: of its recipe and data, for a
+    standby, which must have the same; see ``LoadedRecipe.digest``.
     """
 
     server: ServerAccess
     keys: Path | None = None
     notify: Callable[[str], None] = lambda _: None
     route: ServerRoute = field(default_factory=ServerRoute)
+    digest: str = ""
 
     def __post_init__(self) -> None:
         self._given = self.server

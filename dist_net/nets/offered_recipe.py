@@ -42,22 +42,24 @@ class ListedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """The images of a run, their classes and their preprocessing."""
+    """The images of a run, their classes and their preprocessing; ``options`` for a standby."""
 
     images: tuple[ListedImage, ...]
     class_names: tuple[str, ...]
     preprocessing: ImagePreprocessing
     test_part: str
+    options: str = ""
 
     @classmethod
-    def of(cls, cache: ImageCache) -> Self:
+    def of(cls, cache: ImageCache, options: str = "") -> Self:
         """Return the manifest of the images; reads every file of the folder to digest it."""
         listed = [
             ListedImage(*each[:4], file_digest(cache.folder.root / each.path))
             for each in cache.folder.images
             if each.part
         ]
-        return cls(tuple(listed), cache.folder.class_names, cache.preprocessing, cache.test_part)
+        names, test_part = cache.folder.class_names, cache.test_part
+        return cls(tuple(listed), names, cache.preprocessing, test_part, options)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

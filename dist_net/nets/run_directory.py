@@ -120,7 +120,7 @@ class RunDirectory:
     @property
     def latest_copy(self) -> "RunDirectory":
         """The directory of the run that was written last: this one, or a copy beside it."""
-        for run in _newest_first({self.path.parent}):
+        for run in _newest_first({self.path.parent}, has_model=False):
             if run._name_of_run == self._name_of_run and run.standbys.exists():
                 return run
         return self

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from os.path import relpath
 from pathlib import Path
 from typing import Literal, Self
 
@@ -104,6 +105,11 @@ class ImageOptions:
     def of_training(self) -> RunOptions:
         """Return the options of training; the recipe sets the epochs and the learning rate."""
         return replace(self.run, recipe=IMAGES, epochs=None, learning_rate=None)
+
+    def for_copy(self, folder: Path) -> Self:
+        """Return the options for a copy of the folder, and of the labels at their place from it."""
+        labels = self.labels_csv and str(folder / relpath(self.labels_csv, self.folder))
+        return replace(self, folder=str(folder), labels_csv=labels)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

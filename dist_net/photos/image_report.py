@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
+from dist_net.nets.observer import Following
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
@@ -42,10 +44,17 @@ def train_and_report(
     local: LocalRunSettings,
     console: Console,
     display: TrainingProgress,
+    follows: Following | None = None,
 ) -> dict[str, Any]:
-    """Train under the directory's lock, write model and report, return the run's JSON object."""
-    trained = ImageRun(directory, options, local, console, display).train()
-    with trained.images as images:
+    """Train, write model and report, and return the run's JSON object.
+
+    It is empty if the run that this one ``follows`` has ended elsewhere, which reports it.
+    """
+    with directory.locked(), ExitStack() as opened:
+        trained = ImageRun(directory, options, local, console, display, follows).train()
+        if trained is None:
+            return {}
+        images = opened.enter_context(trained.images)
         recipe, judged, head = trained.recipe, trained.judged, trained.head
         calibration = judged.calibrate(options.precision)
         tested = None

@@ -33,6 +33,7 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
+from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import Calibration, RunDirectory
@@ -92,18 +93,24 @@ class TrainedImages(NamedTuple):
 
 @dataclass(eq=False)
 class ImageRun:
-    """The run in ``directory``, locked by this process; ``display`` shows whole-net training."""
+    """The run in ``directory``, locked by this process; ``display`` shows whole-net training.
+
+    With ``follows``, this host is a standby in that training: see ``LocalRun``. It trains its own
+    head, from which the successor's judge and report are made.
+    """
 
     directory: RunDirectory
     options: ImageOptions
     local: LocalRunSettings
     console: Console
     display: TrainingProgress
+    follows: Following | None = None
 
-    def train(self) -> TrainedImages:
+    def train(self) -> TrainedImages | None:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Raise every error of reading, preparing and training; invalid input leaves no new directory.
+        Return None if the run that this one ``follows`` has ended elsewhere. Raise every error of
+        reading, preparing and training; invalid input leaves no new directory.
         """
         began_s = time.monotonic()
         try:
@@ -114,7 +121,8 @@ class ImageRun:
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
-            report = self._train_whole(images, whole, None)
+            if (report := self._train_whole(images, whole, None)) is None:
+                return None
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
@@ -133,13 +141,15 @@ class ImageRun:
         epochs = self._tuning_epochs(kept, head.accuracy)
         if not epochs:
             return kept
-        return self._tune(kept._replace(recipe=replace(whole, epochs=epochs)), found, head)
+        return self._tune(kept._replace(recipe=replace(whole, epochs=epochs)), found)
 
     def _tuning_epochs(self, of_head: TrainedImages, accuracy: float) -> int:
         """Return for how many epochs to tune the whole net; print whether it is worth its time."""
         fine_tune, count = self.options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
+        if self.follows is not None:  # the server's host has decided to tune
+            return usual_epochs(count)
         if not may_pay(accuracy) or of_head.recipe.base.kind == "onnx":  # it has no gradients
             return 0
         epochs = usual_epochs(count)
@@ -151,12 +161,13 @@ class ImageRun:
         )
         return epochs if fine_tune else 0
 
-    def _tune(self, kept: TrainedImages, found: FoundBase, head: HeadTraining) -> TrainedImages:
+    def _tune(self, kept: TrainedImages, found: FoundBase) -> TrainedImages | None:
         """Train the whole net; return it if it is better than the head, else ``kept``.
 
         If the run is interrupted, the better one is the directory's model.
         """
-        directory = self.directory
+        directory, head = self.directory, kept.head
+        assert head is not None
         if not directory.checkpoint.exists():  # a model, if the first epoch is interrupted
             write_model(directory, self.options, kept)
         initial, logits = head.without(kept.images.rows(VALIDATION))
@@ -168,7 +179,7 @@ class ImageRun:
             if directory.checkpoint.exists():
                 write_model(directory, self.options, self._better(kept, judge, kept.report))
             raise
-        return self._better(kept, judge, report)
+        return None if report is None else self._better(kept, judge, report)
 
     def _better(
         self, kept: TrainedImages, judge: TuningJudge, report: dict[str, Any]
@@ -234,7 +245,8 @@ class ImageRun:
         directory.write(directory.folder, options.to_json() + "\n")
         self.directory.write(self.directory.images, cache.to_json())
         if self.local.listening.listen:
-            self.directory.write(self.directory.manifest, ImageManifest.of(cache).to_json())
+            manifest = ImageManifest.of(cache, options.to_json())
+            self.directory.write(self.directory.manifest, manifest.to_json())
         return found, cache, images, groups, digests
 
     def _prepare(self, cache: ImageCache) -> PreparedImages:
@@ -324,9 +336,12 @@ class ImageRun:
         recipe: ImageRecipe,
         initial: Vector | None,
         judge: Judge | None = None,
-    ) -> dict[str, Any]:
-        """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
-        directory = self.directory
+    ) -> dict[str, Any] | None:
+        """Train with a cluster or resume, to a checkpoint in the directory; return a report.
+
+        Return None if the run has ended elsewhere: the copy may lack its last updates.
+        """
+        directory, follows = self.directory, self.follows
         if initial is not None:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(initial)
@@ -338,9 +353,17 @@ class ImageRun:
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            return LocalRun(
-                directory, loaded, dataset, options, local=self.local, display=display, judge=judge
+            report = LocalRun(
+                directory,
+                loaded,
+                dataset,
+                options,
+                local=self.local,
+                display=display,
+                judge=judge,
+                follows=follows,
             ).run()
+        return None if follows and not directory.owner.exists() else report
 
 
 def _head_report(

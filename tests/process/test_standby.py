@@ -1,5 +1,6 @@
 """Hosts that are lost, and the standbys that continue their runs. Each host has its own name."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import dist_net
 from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.wire.messages import Follow
@@ -17,6 +19,7 @@ from dist_net.wire.security import OPERATOR, load_peer_keys
 from dist_net.wire.token import JoinToken
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ClientSocket
+from drawn_images import draw_shapes
 from journaled import assert_each_sample_once
 
 SAMPLES = 256
@@ -61,10 +64,10 @@ def observing(server: Any) -> Observer:
 def train(start: Start, counting: str) -> Start:
     """Starts a run on a host of this name."""
 
-    def begin(host: str, *arguments: str) -> Any:
+    def begin(host: str, *arguments: str, recipe: str = counting) -> Any:
         given = "--run-dir", "run", "--workers", "1", "--json", *arguments
         listen = "--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--takeover-after", "3"
-        return start("train", counting, *listen, *given, prefix=on(host))
+        return start("train", recipe, *listen, *given, prefix=on(host))
 
     return begin
 
@@ -193,3 +196,44 @@ def test_standbys_end_with_the_run_and_with_their_keys(
         worker.send(Follow("third", "tcp://127.0.0.1:1", 0, 0, 0, 0, True, 0, 0, 0.0, 0.0))
         answer = worker.receive(10.0)
     assert "role worker may not send Follow" in answer.reason
+
+
+def test_tuning_on_a_folder_goes_on_from_a_copy_of_the_folder(
+    train: Start,
+    stand_by: Start,
+    start: Start,
+    here: Callable[..., Any],
+    eventually: Eventually,
+    tmp_path: Path,
+) -> None:
+    """A standby covers the tuning: the first host has trained the head before it is asked for."""
+    photos = draw_shapes(tmp_path / "photos", 12)
+    base, copy, more = (tmp_path / name for name in ("base", "copy", "more"))
+    dist_net.train(photos, base="none", epochs=1, run_dir=base, quiet=True)
+    for folder in (copy, more):
+        shutil.copytree(photos, folder)
+    shutil.copy(photos / "circle" / "003.jpg", more / "circle" / "more.jpg")
+
+    of_images = "--base", str(base), "--fine-tune", "60", "--learning-rate", "0.0001"
+    first = train("first", *of_images, recipe=str(photos))
+    second = stand_by("second", first, "--workers", "1", "--data", str(copy))
+    assert first.stderr.index("head: trained") < first.stderr.index("run instead")
+    refused = stand_by("third", first, "--data", str(more))
+    assert refused.ends() == 2
+    assert "this host has data" in refused.stderr.splitlines()[-1]
+    assert not directory_of(refused).exists()
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    first.report(lambda report: [each["host"] for each in report["standbys"]] == ["second"])
+    lose(first)
+    shutil.rmtree(photos)
+    second.says("this host continues the run")
+
+    result, run = second.result(), directory_of(second)
+    assert result["samples"] == 60 * 29
+    assert assert_each_sample_once(run, 29) == 60
+    here("replay", run)
+    report = json.loads((run / "report.json").read_text())
+    assert report["accuracy"] == result["test_accuracy"]
+    assert here("evaluate", run, "--json")["test_accuracy"] == result["test_accuracy"]
+    found = here("predict", run, copy / "circle" / "000.jpg", "--json")["predictions"]
+    assert {each["label"] for each in found} == {"circle", "square", "triangle"}

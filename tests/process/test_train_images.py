@@ -272,9 +272,8 @@ def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
 
     def resume() -> None:
         options, local = ImageOptions.read(run.folder), LocalRunSettings(1)
-        with run.locked():
-            console = plain_console(quiet=True)
-            train_and_report(run, options, local, console, NoCluster(console))
+        console = plain_console(quiet=True)
+        train_and_report(run, options, local, console, NoCluster(console))
 
     class NoCluster(TrainingProgress):
         def __enter__(self) -> Self:

@@ -206,7 +206,8 @@ class ImageRecipe:
             weights=initial,
         )
         files, portable = (
-            {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
+            {RECIPE_JSON: each.to_json().encode()}
+            for each in (self, replace(self, name="", data=""))
         )
         return LoadedRecipe(IMAGES, self.name, files, recipe, portable=portable)
 

@@ -22,6 +22,7 @@ from typing import Any, Self
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
+    DatasetError,
     DistNetError,
     InterruptedRunError,
     NoAnswerError,
@@ -42,6 +43,7 @@ from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
+from dist_net.shared_facts import difference
 from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation
@@ -154,9 +156,12 @@ class LocalRun:
         judge: Judge | None = None,
         follows: Following | None = None,
     ) -> None:
-        fault = options.settings(loaded).size_fault
-        if fault and (local.listening.listen or local.ray_address is not None):
-            raise SettingError(fault)
+        settings = options.settings(loaded)
+        if settings.size_fault and (local.listening.listen or local.ray_address is not None):
+            raise SettingError(settings.size_fault)
+        if follows and (facts := difference(settings.recipe_digest, follows.digest)):
+            here, there, remedy = facts
+            raise DatasetError(f"this host has {here}, the server {there}: {remedy}")
         self._directory = directory
         self._loaded = loaded
         self._options = options
@@ -176,7 +181,7 @@ class LocalRun:
         self._metrics = MetricsFiles(directory, options.tensorboard)
         best: BestWeights | None = None
         if options.keeps_best:
-            best = BestWeights(directory.best, options.settings(loaded), options.patience)
+            best = BestWeights(directory.best, settings, options.patience)
         self._evaluations = PeriodicEvaluation(
             loaded.recipe, dataset, best=best, metrics=self._metrics, display=display, judge=judge
         )

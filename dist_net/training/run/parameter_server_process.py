@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         def takes(facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
             theirs = RunOptions.from_json(facts.get("options", ""))
-            directory.write(directory.options, replace(theirs, recipe=options.recipe).to_json())
+            own = replace(theirs, recipe=options.recipe, recipe_files=options.recipe_files)
+            directory.write(directory.options, own.to_json())
             if arguments.keys is not None and "keys" in facts:
                 admit_only(arguments.keys, facts["keys"])
             with directory.translated_errors(), directory.metrics.open("a") as file:

@@ -2,7 +2,7 @@
 
 import re
 
-from dist_net.cli.train_images import _answers, _bad_classes, _figures, _other_objects
+from dist_net.cli.run_summary import _answers, _bad_classes, _figures, _other_objects
 from naming import naming
 
 MEASURED = {
