@@ -23,7 +23,7 @@ from dist_net.command_line import (
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import DatasetError, RecipeError, SupersededError
+from dist_net.errors import BadInputError, DatasetError, RecipeError, SupersededError
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -139,8 +139,13 @@ def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Cons
     display = TrainingProgress(console)
     with ExitStack() as opened:
         arguments.data = local_data(arguments.data, opened)
-        train = standby_of(server, offered, directory, local, display, arguments)
-        summary = train_anywhere(train, directory, local, display, arguments)
+        try:
+            train = standby_of(server, offered, directory, local, display, arguments)
+            summary = train_anywhere(train, directory, local, display, arguments)
+        except BadInputError:
+            if not directory.has_begun:
+                directory.discard()
+            raise
     show_summary(summary, arguments.json)
     return 0
 
@@ -162,11 +167,10 @@ def train_anywhere(
         if successor is not None:
             server, term = successor
             offered = offered_by(server, ANSWER_TIMEOUT_S)
-            if directory.folder.exists():
+            recipe = RunOptions.from_json(directory.options.read_text()).recipe
+            arguments.data = Path(recipe).parent
+            if recipe == IMAGES:
                 arguments.data = Path(ImageOptions.read(directory.folder).folder)
-            else:
-                recipe = RunOptions.from_json(directory.options.read_text()).recipe
-                arguments.data = Path(recipe).parent
             if directory.owner.exists():
                 directory = directory.copy_of_term(term_number(term))
             console.print(

@@ -46,10 +46,7 @@ def train_and_report(
     display: TrainingProgress,
     follows: Following | None = None,
 ) -> dict[str, Any]:
-    """Train, write model and report, and return the run's JSON object.
-
-    It is empty if the run that this one ``follows`` has ended elsewhere, which reports it.
-    """
+    """Train, write model and report; return the run's JSON object: see ``PreparedRun.train``."""
     with directory.locked(), ExitStack() as opened:
         trained = ImageRun(directory, options, local, console, display, follows).train()
         if trained is None:

@@ -95,8 +95,7 @@ class TrainedImages(NamedTuple):
 class ImageRun:
     """The run in ``directory``, locked by this process; ``display`` shows whole-net training.
 
-    With ``follows``, this host is a standby in that training: see ``LocalRun``. It trains its own
-    head, from which the successor's judge and report are made.
+    With ``follows``, this host stands by with a head of its own: see ``LocalRun``.
     """
 
     directory: RunDirectory
@@ -337,11 +336,8 @@ class ImageRun:
         initial: Vector | None,
         judge: Judge | None = None,
     ) -> dict[str, Any] | None:
-        """Train with a cluster or resume, to a checkpoint in the directory; return a report.
-
-        Return None if the run has ended elsewhere: the copy may lack its last updates.
-        """
-        directory, follows = self.directory, self.follows
+        """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
+        directory = self.directory
         if initial is not None:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(initial)
@@ -361,9 +357,10 @@ class ImageRun:
                 local=self.local,
                 display=display,
                 judge=judge,
-                follows=follows,
+                follows=self.follows,
             ).run()
-        return None if follows and not directory.owner.exists() else report
+        # A copy that was not served may lack the last updates.
+        return None if self.follows and not directory.owner.exists() else report
 
 
 def _head_report(

@@ -198,42 +198,36 @@ def test_standbys_end_with_the_run_and_with_their_keys(
     assert "role worker may not send Follow" in answer.reason
 
 
-def test_tuning_on_a_folder_goes_on_from_a_copy_of_the_folder(
+def test_the_tuning_on_a_folder_goes_on_where_a_copy_of_the_folder_is(
     train: Start,
     stand_by: Start,
-    start: Start,
     here: Callable[..., Any],
     eventually: Eventually,
     tmp_path: Path,
 ) -> None:
-    """A standby covers the tuning: the first host has trained the head before it is asked for."""
-    photos = draw_shapes(tmp_path / "photos", 12)
-    base, copy, more = (tmp_path / name for name in ("base", "copy", "more"))
+    photos, base, copy = (tmp_path / name for name in ("photos", "base", "copy"))
+    draw_shapes(photos, 12)
     dist_net.train(photos, base="none", epochs=1, run_dir=base, quiet=True)
-    for folder in (copy, more):
-        shutil.copytree(photos, folder)
-    shutil.copy(photos / "circle" / "003.jpg", more / "circle" / "more.jpg")
-
-    of_images = "--base", str(base), "--fine-tune", "60", "--learning-rate", "0.0001"
-    first = train("first", *of_images, recipe=str(photos))
+    shutil.copytree(photos, copy)
+    first = train("first", "--base", str(base), "--fine-tune", "20", recipe=str(photos))
+    first.says("epoch .*test loss")
+    os.kill(first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
     second = stand_by("second", first, "--workers", "1", "--data", str(copy))
     assert first.stderr.index("head: trained") < first.stderr.index("run instead")
-    refused = stand_by("third", first, "--data", str(more))
-    assert refused.ends() == 2
-    assert "this host has data" in refused.stderr.splitlines()[-1]
-    assert not directory_of(refused).exists()
+    os.kill(eventually(lambda: second.children.get("worker-0")), signal.SIGSTOP)
     eventually((directory_of(second) / "checkpoint.safetensors").exists)
-    first.report(lambda report: [each["host"] for each in report["standbys"]] == ["second"])
+    with observing(first) as observer:
+        assert [each["host"] for each in observer.status()["standbys"]] == ["second"]
     lose(first)
     shutil.rmtree(photos)
     second.says("this host continues the run")
 
     result, run = second.result(), directory_of(second)
-    assert result["samples"] == 60 * 29
-    assert assert_each_sample_once(run, 29) == 60
-    here("replay", run)
+    assert "fine-tuning: on the same" in second.stderr
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"] == result["test_accuracy"]
+    assert 15 < assert_each_sample_once(run, report["images"]["train"]) <= 20
+    here("replay", run)
     assert here("evaluate", run, "--json")["test_accuracy"] == result["test_accuracy"]
     found = here("predict", run, copy / "circle" / "000.jpg", "--json")["predictions"]
     assert {each["label"] for each in found} == {"circle", "square", "triangle"}

@@ -160,8 +160,7 @@ class LocalRun:
         if settings.size_fault and (local.listening.listen or local.ray_address is not None):
             raise SettingError(settings.size_fault)
         if follows and (facts := difference(settings.recipe_digest, follows.digest)):
-            here, there, remedy = facts
-            raise DatasetError(f"this host has {here}, the server {there}: {remedy}")
+            raise DatasetError("this host has {}, the server {}: {}".format(*facts))
         self._directory = directory
         self._loaded = loaded
         self._options = options
