@@ -45,6 +45,17 @@ def test_the_copy_of_the_latest_term_is_resumed(directory: RunDirectory) -> None
         directory.copy_of_term(2)
 
 
+def test_a_copy_of_a_run_on_a_folder_is_resumed_before_it_has_a_model(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    copy = directory.copy_of_term(2)
+    for written_s, run in enumerate([directory, copy]):
+        run.make()
+        run.folder.touch()
+        os.utime(run.folder, (written_s, written_s))
+    copy.standbys.touch()
+    assert directory.latest_copy.path == copy.path
+
+
 def test_a_second_run_in_a_directory_is_refused_and_told_whose_it_is(
     directory: RunDirectory,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from os.path import normpath
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_options_without_effect_on_a_head_are_refused(
         ImageOptions("photos", run, "some", fine_tune=fine_tune)
     ImageOptions("photos", replace(RUN, epochs=2, learning_rate=0.5), "none")
     ImageOptions("photos", replace(RUN, learning_rate=0.5), "some", fine_tune="auto")
+
+
+@pytest.mark.parametrize(
+    ("labels", "of_copy"),
+    [(None, None), ("/one/a/labels.csv", "/two/b/labels.csv"), ("/one/some.csv", "/two/some.csv")],
+)
+def test_a_copy_of_a_folder_has_the_labels_where_they_are_beside_the_folder(
+    labels: str | None, of_copy: str | None
+) -> None:
+    options = ImageOptions("/one/a", RUN, "some", labels, views=3)
+    copied = options.for_copy(Path("/two/b"))
+    assert copied.labels_csv is None or normpath(copied.labels_csv) == of_copy
+    assert (copied.labels_csv is None) is (of_copy is None)
+    assert copied == replace(options, folder="/two/b", labels_csv=copied.labels_csv)
 
 
 def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:

@@ -53,7 +53,7 @@ def test_where_a_host_keeps_its_images_is_no_difference_between_hosts():
     def digest(recipe):
         return recipe.loaded().digest(dataset)
 
-    here, there = (replace(WHOLE, data=f"/host/{name}") for name in ("here", "there"))
+    here, there = (replace(WHOLE, name=name, data=f"/{name}") for name in ("here", "there"))
     assert digest(here) == digest(there)
     assert here.loaded().file_digests != there.loaded().file_digests
     assert digest(here) != digest(replace(here, augmentation=None))

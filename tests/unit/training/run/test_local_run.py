@@ -1,10 +1,24 @@
-"""How long a run on this host waits for its processes."""
+"""How long a run on this host waits for its processes, and which run it may follow."""
 
 from pathlib import Path
 
 import pytest
 
-from dist_net.training.run.local_run import checkpoint_grace_s, with_port_of
+from dist_net.errors import DatasetError
+from dist_net.nets.observer import Following
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.terminal import plain_console
+from dist_net.training.run.local_run import (
+    LocalRun,
+    LocalRunSettings,
+    checkpoint_grace_s,
+    with_port_of,
+)
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.wire.transport import ServerAccess
+from naming import naming
 
 
 @pytest.mark.parametrize(("size_bytes", "grace_s"), [(None, 30), (0, 30), (3 * 10**9, 630)])
@@ -32,3 +46,29 @@ def test_a_server_listens_again_where_workers_look_for_it(
     listen: str, contact: str, again: str
 ) -> None:
     assert with_port_of(listen, contact) == again
+
+
+@pytest.mark.parametrize(("part", "named"), [("data", "the same dataset"), ("recipe", "recipe")])
+def test_a_standby_with_another_recipe_or_other_data_is_refused(
+    tmp_path: Path, part: str, named: str
+) -> None:
+    loaded = load_recipe("digits")
+    dataset = loaded.recipe.load_dataset()
+    options, console = RunOptions("digits").on(loaded, dataset), plain_console(quiet=True)
+    own = options.settings(loaded).recipe_digest
+
+    def stand_by(digest: str) -> None:
+        following = Following(ServerAccess("tcp://127.0.0.1:1", None), digest=digest)
+        LocalRun(
+            RunDirectory(tmp_path),
+            loaded,
+            dataset,
+            options,
+            local=LocalRunSettings(0),
+            display=TrainingProgress(console),
+            follows=following,
+        )
+
+    stand_by(own)
+    with pytest.raises(DatasetError, match=naming("this host has", "the server", named)):
+        stand_by(own.replace(f"{part} ", f"{part} x"))
