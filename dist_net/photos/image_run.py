@@ -95,7 +95,7 @@ class TrainedImages(NamedTuple):
 class ImageRun:
     """The run in ``directory``, locked by this process; ``display`` shows whole-net training.
 
-    With ``follows``, this host stands by with a head of its own: see ``LocalRun``.
+    ``follows``: see ``LocalRun``; a standby trains its own head.
     """
 
     directory: RunDirectory
