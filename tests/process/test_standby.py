@@ -209,15 +209,15 @@ def test_the_tuning_on_a_folder_goes_on_where_a_copy_of_the_folder_is(
     draw_shapes(photos, 12)
     dist_net.train(photos, base="none", epochs=1, run_dir=base, quiet=True)
     shutil.copytree(photos, copy)
-    first = train("first", "--base", str(base), "--fine-tune", "20", recipe=str(photos))
-    first.says("epoch .*test loss")
+    first = train("first", "--base", str(base), "--fine-tune", "30", recipe=str(photos))
+    first.says("1 worker joined")
     os.kill(first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
     second = stand_by("second", first, "--workers", "1", "--data", str(copy))
     assert first.stderr.index("head: trained") < first.stderr.index("run instead")
     os.kill(eventually(lambda: second.children.get("worker-0")), signal.SIGSTOP)
     eventually((directory_of(second) / "checkpoint.safetensors").exists)
     with observing(first) as observer:
-        assert [each["host"] for each in observer.status()["standbys"]] == ["second"]
+        assert len(observer.status()["standbys"]) == 1
     lose(first)
     shutil.rmtree(photos)
     second.says("this host continues the run")
@@ -226,7 +226,7 @@ def test_the_tuning_on_a_folder_goes_on_where_a_copy_of_the_folder_is(
     assert "fine-tuning: on the same" in second.stderr
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"] == result["test_accuracy"]
-    assert 15 < assert_each_sample_once(run, report["images"]["train"]) <= 20
+    assert 20 < assert_each_sample_once(run, report["images"]["train"]) <= 30
     here("replay", run)
     assert here("evaluate", run, "--json")["test_accuracy"] == result["test_accuracy"]
     found = here("predict", run, copy / "circle" / "000.jpg", "--json")["predictions"]
