@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,8 @@ def install_command(extra: str) -> str:
     """Return the command that installs an extra: of this checkout, or of the installed package."""
     if (Path(__file__).parents[1] / "pyproject.toml").is_file():
         return f"pip install -e '.[{extra}]'"
+    from importlib.metadata import packages_distributions  # late: 15 ms of each process's start
+
     (distribution,) = set(packages_distributions()["dist_net"])
     return f"pip install '{distribution}[{extra}]'"
 

@@ -7,13 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dist_net.command_line import (
-    Option,
-    add_options,
-    count_from,
-    count_or_auto,
-    number_above_zero,
-)
+from dist_net.command_line import Option, add_options, count_from, count_or_auto, number_above_zero
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.printable import counted

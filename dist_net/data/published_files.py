@@ -9,14 +9,11 @@ import os
 import re
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -213,6 +210,10 @@ def _receive(url: str, file: PublishedFile, part: IO[bytes], progress: Progress)
 
 def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
     """Yield ``(offset, total_bytes, chunk)`` from ``start``, or all of it. Raise SourceError."""
+    import urllib.error  # late, as the next two: 13 ms of each start, and few processes fetch
+    import urllib.request
+    from http.client import HTTPException
+
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         request = urllib.request.Request(url, headers=headers)
