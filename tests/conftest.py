@@ -72,10 +72,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 + len(os.sched_getaffinity(0))
 
 
-def pytest_collection_finish() -> None:
-    """What is there by now stays: a search for garbage after a test looks at what is new."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Disable garbage collection meanwhile; later collections skip the objects that exist by then.
+
+    All of them stay. Collecting tests takes 5.1 s of CPU in each process, with collections 6.7 s.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -167,7 +176,9 @@ def threads() -> Leaks:
 
 def processes() -> Leaks:
     """Children that run; one that has ended holds nothing any more."""
-    listed = " ".join(map(read, Path("/proc/self/task").glob("*/children"))).split()
+    # A glob takes longer, and this runs twice for each of thousands of tests.
+    tasks = Path("/proc/self/task").iterdir()
+    listed = " ".join(read(task / "children") for task in tasks).split()
     running = [Path("/proc", child) for child in listed if is_running(Path("/proc", child))]
     return {f"process {path.name}": read(path / "cmdline").replace("\0", " ") for path in running}
 
@@ -185,8 +196,8 @@ def is_running(process: Path) -> bool:
 def descriptors() -> Leaks:
     """Open sockets, shared-memory files, and what ZeroMQ's sockets and contexts wait on."""
     found = {}
-    for descriptor in Path("/proc/self/fd").iterdir():
-        target = link(descriptor)
+    for descriptor in os.scandir("/proc/self/fd"):
+        target = link(descriptor.path)
         if target.startswith(("socket:", "anon_inode:[event", *SHARED_MEMORY)):
             found[f"descriptor {descriptor.name} {target}"] = ""
     return found
@@ -210,9 +221,9 @@ def read(path: Path) -> str:
         return ""
 
 
-def link(path: Path) -> str:
+def link(path: str) -> str:
     """Where a link of /proc leads, empty if it has just gone."""
     try:
-        return str(path.readlink())
+        return os.readlink(path)  # noqa: PTH115 - a tenth of the time, for each descriptor and test
     except FileNotFoundError:
         return ""
