@@ -66,12 +66,9 @@ def assert_replayed(recipe: Recipe, path: Path, consistency: str) -> None:
 
 
 @pytest.mark.parametrize("states", ["in memory", "as frames", "both"])
-@pytest.mark.parametrize("recipe", [PLAIN, WITH_DROPOUT_AND_BUFFERS], ids=["plain", "buffers"])
 @pytest.mark.parametrize("consistency", Consistency)
-def test_a_run_of_two_workers_is_replayed(
-    tmp_path: Path, recipe: Recipe, states: str, consistency: str
-) -> None:
-    path = tmp_path / "checkpoint.safetensors"
+def test_a_run_of_two_workers_is_replayed(tmp_path: Path, states: str, consistency: str) -> None:
+    path, recipe = tmp_path / "checkpoint.safetensors", WITH_DROPOUT_AND_BUFFERS
     if consistency == Consistency.BSP:
         recipe = replace(recipe, epochs=ENOUGH_TO_MEET)
     with LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster:
