@@ -30,6 +30,13 @@ def mapped_segments() -> int:
     return Path("/proc/self/maps").read_text().count("/memfd:dist-net")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def freeze_objects_of_other_tests() -> None:
+    """Let the collections of these tests, of which each has several, skip imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def owner():
     before = open_files(), mapped_segments()
