@@ -366,7 +366,8 @@ def test_a_training_run_is_followed(
     start: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    run = start("train", "digits", "--epochs", "100000", "--run-dir", str(tmp_path / "run"))
+    words = "--epochs", "100000", "--workers", "1", "--run-dir", str(tmp_path / "run")
+    run = start("train", "digits", *words)
     readers = read(live=run.address)
     answers = [readers.answer("live", 1), *(readers.hears() for _ in range(2))]  # unasked
     os.kill(readers.process_of("live"), signal.SIGKILL)

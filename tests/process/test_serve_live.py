@@ -40,7 +40,7 @@ class Answered(NamedTuple):
 
 
 class Questions(threading.Thread):
-    """Asks for the same rows on and on, from a thread of its own, one request after the other."""
+    """Asks for the same rows a hundred times a second at most, from a thread of its own."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Questions(threading.Thread):
 
     def run(self) -> None:
         with Client(self._address, timeout_s=30) as client:
-            while not self._stopped.wait(0.002):
+            while not self._stopped.wait(0.01):
                 try:
                     result = client.infer(LIVE, ROWS[:8])
                     self.answers.append(Answered(result.version, result.probabilities))
@@ -93,7 +93,7 @@ def test_a_run_is_followed_by_its_token_which_is_exchanged_once(
     serve: Any, start: Start, run: Path
 ) -> None:
     options = ("--epochs", "100000", "--run-dir", str(run), "--listen", "tcp://0.0.0.0:0")
-    train = start("train", "digits", *options)
+    train = start("train", "digits", "--workers", "1", *options)
     token = train.says(r"    echo (\w+) \| dist-net join\n")[1]
     pool = serve(f"{LIVE}={token}", "--workers", "1")
     for file in (run / "keys" / "tokens").glob("*.key"):
