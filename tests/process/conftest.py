@@ -18,7 +18,7 @@ import pytest
 from dist_net.cli import main
 from dist_net.nets.observer import Observer
 
-WITHOUT_PLOTS = Path(__file__).parent / "without_plots"
+HIDDEN_PACKAGES = Path(__file__).parent / "hidden_packages"
 # What a loaded machine may take; a test that passes does not wait for it.
 DEADLINE_S = 120.0
 
@@ -36,7 +36,7 @@ class Command:
     """A running ``dist-net COMMAND``, in a directory that is also where it says what it says.
 
     ``prefix`` is a command that runs it, such as one that enters a network namespace. One that
-    ``draws`` has matplotlib, which takes a second of CPU to draw a run.
+    ``draws`` has matplotlib, which takes a second of CPU to draw a run, and scipy.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Command:
             "XDG_STATE_HOME": str(directory / "state"),
         }
         if not draws:
-            environment["PYTHONPATH"] = str(WITHOUT_PLOTS)
+            environment["PYTHONPATH"] = str(HIDDEN_PACKAGES)
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-P", "-m", "dist_net", *arguments],

@@ -26,7 +26,7 @@ from dist_net.cli import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITHOUT_PLOTS = ROOT / "tests" / "process" / "without_plots"
+HIDDEN_PACKAGES = ROOT / "tests" / "process" / "hidden_packages"
 LANGUAGES = {"sh", "python", "text", "mermaid"}
 LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
 FIXED_PORTS = ("5555", "8000", "8001", "8002")
@@ -161,7 +161,7 @@ class Reader:
 
     def _run(self, line: str) -> None:
         # Plots take a second of each run, so only commands with `--plot` draw.
-        hidden = {} if "--plot" in line else {"PYTHONPATH": str(WITHOUT_PLOTS)}
+        hidden = {} if "--plot" in line else {"PYTHONPATH": str(HIDDEN_PACKAGES)}
         done = subprocess.run(
             ["sh", "-c", line],
             cwd=self.directory,
