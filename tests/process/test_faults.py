@@ -133,7 +133,7 @@ def test_the_server_is_killed_more_often_than_it_is_started_again(
 ) -> None:
     often = ("--checkpoint-every", "0.1", "--restarts", "1")
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run), *often)
-    worker = start("worker", counting, "--connect", train.address, "--rejoin-timeout", "1")
+    worker = start("worker", counting, "--connect", train.address, "--rejoin-timeout", "10")
     for starts in (1, 2):
         train.report(
             lambda report, starts=starts: (
