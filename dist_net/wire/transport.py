@@ -75,7 +75,6 @@ _FRAMES_SKIPPED = 10_000
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
 NO_WAIT = int(zmq.NOBLOCK)
-_SEND_LAST = NO_WAIT
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
@@ -136,7 +135,7 @@ class FramedSocket:
         """Queue copies of the frames as one message. Raise ``zmq.Again`` if the queue is full."""
         for frame in frames[:-1]:
             self._socket.send(frame, _SEND_MORE)
-        self._socket.send(frames[-1], _SEND_LAST)
+        self._socket.send(frames[-1], NO_WAIT)
 
     def _set_deadline(self, timeout_s: float) -> None:
         """Bound the next receive; over ipc, RCVTIMEO costs a fifth less time than a poll."""

@@ -46,9 +46,11 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
         identity = _identity(same)
         if identity not in shared:
             shared[identity] = _share(simplify(same), shared)
-        if isinstance(same.operation, Variable):
-            _expect_same_variable(shared[identity], same)
-        rewritten[id(node)] = shared[identity]
+        first = rewritten[id(node)] = shared[identity]
+        if isinstance(same.operation, Variable) and (
+            (first.shape, first.dtype) != (same.shape, same.dtype)
+        ):
+            raise GraphError(f"two variables of one name: {first} and {same}; use different names")
     return [rewritten[id(each)] for each in outputs]
 
 
@@ -66,11 +68,6 @@ def _identity(node: Expression) -> object:
     if isinstance(node.operation, Constant) and node.size == 1:
         return node.dtype, node.shape, node.operation.value.tobytes()
     return node.operation, tuple(id(each) for each in node.inputs)
-
-
-def _expect_same_variable(first: Expression, second: Expression) -> None:
-    if (first.shape, first.dtype) != (second.shape, second.dtype):
-        raise GraphError(f"two variables of one name: {first} and {second}; use different names")
 
 
 def simplify(node: Expression) -> Expression:

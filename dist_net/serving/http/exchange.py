@@ -111,7 +111,7 @@ class Guard:
         try:
             await self.application(scope, receive, send)
             connection: HttpConnection | None = state.get("connection")
-            if connection is not None and connection.has_unread:
+            if connection is not None:
                 await connection.until_read()
         finally:
             opened.close()

@@ -398,13 +398,8 @@ class HttpConnection(HttpToolsProtocol):
         """Whether the server works on a complete request; only the last one may be incomplete."""
         return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether the client has not read much of its answers."""
-        return self.flow.write_paused
-
     async def until_read(self) -> None:
-        """Wait until the client has read its answers, or has gone."""
+        """Wait until the client has read most of its answers, or has gone."""
         await self.flow.drain()
 
     def _note_wait(self) -> None:
