@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
-    Epilogue,
     EpilogueValues,
     Geometry,
+    OfBlock,
     apply_epilogue,
     epilogue_of,
     flat,
@@ -178,7 +178,7 @@ def apply_epilogues(
 
 @jit(READ, integers(3), integers(3), integers(6), READ, EPILOGUE)
 def correlate(
-    x: Flat, shape: Three, grid: Three, windows: Geometry, filters: Flat, of_block: Epilogue
+    x: Flat, shape: Three, grid: Three, windows: Geometry, filters: Flat, of_block: OfBlock
 ) -> None:
     """Write the epilogue of windows times filters: a ``grid`` of (N, rows, columns) outputs.
 

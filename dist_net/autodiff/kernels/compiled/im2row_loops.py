@@ -71,13 +71,13 @@ def memory_of(view: Array) -> Array:
 
 EpilogueNumbers = tuple[float, float, float, float]
 """Slope, residual_slope, low and high."""
-Epilogue = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, Four]
+OfBlock = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, Four]
 """The output, the residual and whether there is one, the bias, the numbers, and the place: an
 offset in the output, and the strides of images, rows and pixels, in values."""
 EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)))
 
 
-def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> Epilogue:
+def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> OfBlock:
     """Return the epilogue of a block."""
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None
@@ -113,7 +113,7 @@ def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueVal
 
 
 @jit(READ, integers(4), EPILOGUE)
-def from_product(values: Flat, shape: Four, of_block: Epilogue) -> None:
+def from_product(values: Flat, shape: Four, of_block: OfBlock) -> None:
     """Write the epilogue of ``values``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     out, residual, has_residual, bias, numbers, place = of_block

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
-    Epilogue,
     EpilogueValues,
+    OfBlock,
     apply_epilogue,
     epilogue_of,
     flat,
@@ -53,9 +53,9 @@ Transform = Callable[[TileLine], TileLine]
 Maps = tuple[Three, Three, Pair]
 """(H, W, C); the numbers of images, and of rows and columns of tiles; the first tile's place."""
 MAPS = Tuple((integers(3), integers(3), integers(2)))
-Sums = tuple[Pointer, int, int]
+TileSums = tuple[Pointer, int, int]
 """An array, the place of a tile's first sums, and how far apart planes are."""
-Outputs = tuple[Pointer, int, int, int]
+TileOutputs = tuple[Pointer, int, int, int]
 """An array, the place of a tile, and the strides of rows and of pixels, in values."""
 
 
@@ -141,7 +141,7 @@ def write_points(
 
 
 @traced()
-def write_outputs(a: int, sums: Sums, outputs: Outputs, epilogue: EpilogueValues) -> None:
+def write_outputs(a: int, sums: TileSums, outputs: TileOutputs, epilogue: EpilogueValues) -> None:
     """Write the epilogue of Aᵀ · s · A for a tile."""
     (points, i, plane), (out, j, per_row, per_pixel) = sums, outputs
 
@@ -260,7 +260,7 @@ def to_points(a: int, step: int, x: Flat, maps: Maps, tile: Flat, points: Flat, 
 
 
 @jit(INTEGER, INTEGER, READ, INTEGER, integers(4), EPILOGUE)
-def from_points(a: int, m: int, sums: Flat, plane: int, grid: Four, of_block: Epilogue) -> None:
+def from_points(a: int, m: int, sums: Flat, plane: int, grid: Four, of_block: OfBlock) -> None:
     """Write the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
     ``grid`` is as in ``Maps``, followed by O; the block has m² outputs per tile.
