@@ -102,10 +102,10 @@ class RunningChild:
             time.sleep(0.01)
 
     @property
-    def is_standby(self) -> bool:
-        """Whether it follows a run of another host, and has not taken over."""
-        words = [line.partition(" ")[0] for line in self._lines()]
-        return STANDBY in words and READY not in words
+    def listens_as_standby(self) -> list[str] | None:
+        """Where it listens while it follows a run of another host; None before, and afterwards."""
+        said = {line.partition(" ")[0]: line.partition(" ")[2] for line in self._lines()}
+        return shlex.split(said[STANDBY]) if STANDBY in said and READY not in said else None
 
     @property
     def is_loading(self) -> str:

@@ -13,7 +13,6 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -403,12 +402,15 @@ class ServerAccess(NamedTuple):
     keys: PeerKeys | None
 
 
+def access_with(pair: PeerKeys | ServerKeys | None, place: Standby) -> ServerAccess:
+    """Return the access to the server at a place, which admits this key pair."""
+    keys = None if pair is None else PeerKeys(place.public_key.encode(), pair.public, pair.secret)
+    return ServerAccess(place.address, keys)
+
+
 def access_to(standby: Standby | None, server: ServerAccess) -> ServerAccess:
     """Return the access to a standby of ``server``, with the same key pair; None: to ``server``."""
-    if standby is None:
-        return server
-    keys = server.keys and replace(server.keys, server_public=standby.public_key.encode())
-    return ServerAccess(standby.address, keys)
+    return server if standby is None else access_with(server.keys, standby)
 
 
 class ClientSocket(FramedSocket):
@@ -502,7 +504,8 @@ class ClientSocket(FramedSocket):
 
     def abandon(self) -> None:
         """Close at once, and discard unsent messages."""
-        self._socket.setsockopt(zmq.LINGER, 0)
+        if not self._socket.closed:
+            self._socket.setsockopt(zmq.LINGER, 0)
         self.close()
 
     def close(self) -> None:

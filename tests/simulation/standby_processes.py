@@ -1,5 +1,6 @@
 """The processes of a run with standbys: the shipped loops on hosts with disks and clocks."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import SegmentError
+from dist_net.files import replacing
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import ServerFiles, ServerLoop, new_run, opened_journal
 from dist_net.training.server.ownership import RunOwnership
@@ -84,7 +86,7 @@ class RunProcess(LoopProcess):
         self.follows = follows
         self._is_over = False
         self.begun_s = 0.0
-        self._heard_s = -math.inf
+        self._heard_s = self._began_s = -math.inf
         self.standby: StandbyLoop | None = None
         self.copy: RunCopy | None = None
 
@@ -94,28 +96,30 @@ class RunProcess(LoopProcess):
 
     def _start(self) -> None:
         socket, writer, disk = self._listen(), VirtualWriter(self), self._at.disk
+        known = NOTHING
+        if disk.exists(STANDBYS):
+            known = Remembered.from_json(disk.read(STANDBYS))
         if self.follows is None:
-            known = NOTHING
-            if disk.exists(STANDBYS):
-                known = Remembered.from_json(disk.read(STANDBYS))
             after = 0 if disk.exists(OWNER) else newest_state(disk)[0]  # in a copy
-            loop = self._context.enter_context(self._opened(after, known))
+            loop = self._context.enter_context(self._opened(known, after))
             self._drive(loop.turns(writer))
             return
+        self._began_s = self.clock.now()
         self.copy = RunCopy(self._settings, CHECKPOINT, JOURNAL, disk)
         self.standby = StandbyLoop(
-            *(self._reach, socket, self.copy, self.host, self._at.address),
+            *(self._reach, Standby(f"tcp://{self.follows}:1"), socket, self.copy),
+            *(self.host, self._at.address),
             self._settings.takeover_after_s,
             self._opened,
             self._takes,
+            known,
+            self._remembers,
             self.clock,
         )
         self._drive(self.standby.turns(writer))
 
-    def _reach(self, standby: Standby | None) -> VirtualClientSocket:
-        assert self.follows is not None
-        host = self.follows if standby is None else host_in(standby.address)
-        socket = self._network.connect(self.host, host, self.name)
+    def _reach(self, place: Standby) -> VirtualClientSocket:
+        socket = self._network.connect(self.host, host_in(place.address), self.name)
         socket.on_message = self._hears
         return socket
 
@@ -124,12 +128,16 @@ class RunProcess(LoopProcess):
         if isinstance(message, Followed) and message.term >= known:
             self._heard_s = max(self._heard_s, message.sent_s)
 
-    def _takes(self, facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
+    def _remembers(self, known: Remembered) -> None:
+        with replacing(STANDBYS, self._at.disk) as partial:
+            self._at.disk.write(partial, json.dumps(known).encode())
+
+    def _takes(self, facts: dict[str, Any]) -> None:
         self.schedule.note(self.name, "has version %d", facts["version"])
         self._checks.copied(self._at.disk, facts["version"])
 
     @contextmanager
-    def _opened(self, after: int, remembered: Remembered) -> Iterator[ServerLoop]:
+    def _opened(self, remembered: Remembered, after: int) -> Iterator[ServerLoop]:
         """As ``opened_server_at``, on the virtual disk."""
         disk, checkpoint = self._at.disk, None
         if disk.exists(CHECKPOINT):
@@ -155,13 +163,20 @@ class RunProcess(LoopProcess):
                 ownership=ownership,
                 host=self.host,
                 remembered=remembered,
+                address=self._at.address,
+                connect=self._reach,
             )
             yield self.loop
 
     def _require_silence(self) -> None:
-        """Check that a standby begins a term after the server has been silent."""
+        """Check that a standby begins a term after the server has been silent.
+
+        An earlier process of it may have heard the server, and promised to stay with it.
+        """
         if self.standby is not None:
-            silent_s = self.clock.now() - self._heard_s
+            if self._heard_s < self._began_s:
+                self.schedule.note(self.name, "has heard no server")
+            silent_s = self.clock.now() - max(self._heard_s, self._began_s)
             is_silent = silent_s > 0.99 * self._settings.takeover_after_s
             require(is_silent, f"{self.host} takes over after {silent_s:.2f} s of silence")
 

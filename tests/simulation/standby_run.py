@@ -153,11 +153,13 @@ class StandbyRun:
             self.schedule.after(random.random(), self._start_worker, worker, name, FIRST, usual_s)
 
     def _terms_on_hosts(self) -> list[set[int]]:
-        """Return the terms of the servers that the processes on each host have joined last."""
+        """Return the terms of the servers that the processes on each host have joined last.
+
+        Also those of ended workers: promises outlive them.
+        """
         terms: defaultdict[str, set[int]] = defaultdict(set)
         for worker in self.checks.workers.values():
-            if worker.is_alive:
-                terms[worker.host].add(worker.loop._state._term)
+            terms[worker.host].add(worker.loop._state._term)
         for process in self.processes.values():
             if process.is_alive:
                 followed = process.copy.term if process.copy else 0
@@ -387,10 +389,7 @@ class StandbyRun:
         calm_since_s = max(self.faults_until_s, goes_on_s)
         met_s = now - MEETING_S
         met = [each for each in serving if max(each.begun_s, calm_since_s) < met_s]
-        # Of two servers that were resumed in their directories, neither notifies the other.
-        notifies = any(each.standby is not None for each in met)
-        remain = [each.name for each in met]
-        require(len(met) < 2 or not notifies, f"servers remain: {remain}")
+        require(len(met) < 2, f"servers remain: {[each.name for each in met]}")
         for each in self.processes.values():
             follows_s = now - max(calm_since_s, each.started_s)
             if each.is_alive and each.copy is not None and each.copy.term and len(serving) == 1:
@@ -412,12 +411,14 @@ class StandbyRun:
                 worker.kill()
 
     def _rescue(self) -> None:
-        """Resume the run by hand from the newest copy."""
+        """Resume the run by hand from the newest copy, and lead the other hosts to it."""
         self.happened["rescues"] += 1
         newest = max(self.hosts.values(), key=lambda host: newest_state(host.disk))
         self.schedule.note("user", "resumes the run on %s", newest.name)
         for process in list(self.processes.values()):
+            process.ended = lambda _: None
             process.kill()
+            self.schedule.after(1.0, self._start_process, process.host, newest.name)
         self._start_process(newest.name, None)
 
 

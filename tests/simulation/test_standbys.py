@@ -47,7 +47,12 @@ def test_every_fault_happens() -> None:
     told = "".join(trace_of(seed) for seed in range(30))
     signs = ["standby on .* is killed", "run on .* is killed", "worker-0 .* is killed"]
     signs += ["is stopped", r"has no way for \[\(", "fails", "is lost", "returns", "is to leave"]
-    signs += ["standby on .* begins term", "ends: the run continues at", "resumes the run"]
+    signs += [
+        "standby on .* begins term",
+        "has heard no server",
+        "ends: the run continues at",
+        "resumes the run",
+    ]
     signs += [": lost", ": doubled", ": overtaken", ": delayed", ": vanishing"]
     assert [sign for sign in signs if not re.search(sign, told)] == []
 

@@ -267,12 +267,12 @@ class LocalRun:
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
+        if self._local.listening.contact is not None:
+            arguments += ["--contact", self._local.listening.contact]
         if self._follows is not None:
             arguments += ["--follow", self._follows.server.address]
             if self._follows.keys is not None:
                 arguments += ["--follow-keys", str(self._follows.keys)]
-            if self._local.listening.contact is not None:
-                arguments += ["--contact", self._local.listening.contact]
         elif self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
@@ -348,9 +348,10 @@ class LocalRun:
         This host evaluates, too, so that it has the metrics and the best weights.
         """
         report: dict[str, Any] = {}
-        while not server.is_standby:
+        while (addresses := server.listens_as_standby) is None:
             self._wait(server)
             time.sleep(POLL_S)
+        self._keep_ports(addresses)
 
         def wait(_waited_s: float) -> None:
             if server.exit_code == 0:
@@ -361,7 +362,7 @@ class LocalRun:
         with temporary_directory() as directory:
             if follows.keys is not None:
                 announce(directory, [follows.server.address], follows.keys)
-            while server.is_standby and server.exit_code is None:
+            while server.listens_as_standby and server.exit_code is None:
                 observed = follows.observed(SILENCE_S, self._next_record, wait)
                 with suppress(NoAnswerError, ProtocolError), observed as (observer, report):
                     report = self._show(observer, report)
@@ -391,12 +392,16 @@ class LocalRun:
         if self._launcher.key_directory is not None:
             self._display.answers(self._launcher.address, self._launcher.key_directory)
         self._was_ready = True
+        self._keep_ports(addresses)
+        self._has_workers = False
+
+    def _keep_ports(self, addresses: list[str]) -> None:
+        """Let a server that replaces this one listen on the ports that it chose."""
         opened = addresses[len(addresses) - len(self._listen) :]
         listen = tuple(map(with_port_of, self._local.listening.listen, opened))
         if listen != self._listen:  # not again after a restart: the disk may be full by then
             self._listen = listen
             self._write_settings()
-        self._has_workers = False
 
     def _open(self, addresses: list[str]) -> None:
         """Show how workers join: with an address, or with a token from another host."""

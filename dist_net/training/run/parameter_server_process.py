@@ -2,7 +2,7 @@
 
     python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
-        [--follow ADDRESS [--follow-keys DIR] [--contact HOST]]
+        [--contact HOST] [--follow ADDRESS [--follow-keys DIR]]
 
 Prints ``LOADING WHAT`` on stdout every second at first, then ``READY ADDRESS...``, quoted for a
 shell, when there is a first checkpoint and workers may connect, or ``FAILED REASON`` when it ends
@@ -10,9 +10,10 @@ for a reason of its own. Logs go to stderr. When ``--parent`` has ended, the run
 ``ServerLoop.suspend``.
 
 It reads the run's options from the run directory, with facts about the dataset; it does not read
-the dataset. ``--threads``: how many threads each worker of this host uses, for the journal. With
-``--follow`` it is a standby of the server at ADDRESS: it prints ``STANDBY``, keeps a copy of the
-run in the directory, and is READY once it serves the run, at HOST for other hosts.
+the dataset. ``--threads``: how many threads each worker of this host uses, for the journal. Other
+hosts reach it at HOST. With ``--follow`` it is a standby of the server at ADDRESS: it prints
+``STANDBY ADDRESS...``, keeps a copy of the run in the directory, and is READY once it serves the
+run.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +39,15 @@ from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.successor import remembered_in
-from dist_net.training.server.journal import UNUSABLE, read_journal
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
-from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
+from dist_net.training.server.ownership import NOTICED_WITHIN_S, Connect, RunOwnership, Upstream
 from dist_net.training.server.standby_copy import RunCopy
-from dist_net.training.server.standby_loop import StandbyLoop, Upstream
+from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import Remembered
 from dist_net.wire.address import bracketed, host_towards
 from dist_net.wire.security import admit_only, admitted_by, load_peer_keys, load_server_keys
-from dist_net.wire.standbys import MAX_STANDBYS, Standby
-from dist_net.wire.transport import ClientSocket, ServerAccess, ServerSocket, access_to
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ClientSocket, ServerSocket, access_with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,26 +78,29 @@ def run(arguments: argparse.Namespace) -> int:
         reports.loads("the weights")
     with ServerSocket(arguments.listen, keys, longest) as listening:
         addresses = shlex.join(listening.contact_addresses)
+        others = remembered_in(directory)
+        follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
+        key = "" if follow_keys is None else follow_keys.server_public.decode()
+        host = arguments.contact or (arguments.follow and host_towards(arguments.follow))
+        port = listening.contact_addresses[-1].rpartition(":")[2]
+        address = f"tcp://{bracketed(host or socket.gethostname())}:{port}"
+
+        def connect(place: Standby) -> Upstream:
+            access = access_with(follow_keys or keys, place)
+            return ClientSocket(*access, MAX_MANIFEST_BYTES, hang_ups_s=float("inf"))
+
+        opened = partial(opened_run, arguments, directory, listening, address, connect)
         if not is_standby:
-            with opened_run(arguments, directory, listening, remembered_in(directory)) as loop:
+            with opened(others) as loop:
                 stop_on_signals(
                     lambda reason: loop.stop(_stopped(reason)), arguments.parent, loop.suspend
                 )
                 loop.serve(ready=lambda: reports.ready(addresses))
             return 0
         reports.close()
-        print(STANDBY, flush=True)
-        follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
-        server = ServerAccess(arguments.follow, follow_keys)
+        print(f"{STANDBY} {addresses}", flush=True)
 
-        def connect(standby: Standby | None) -> Upstream:
-            return ClientSocket(
-                *access_to(standby, server), MAX_MANIFEST_BYTES, hang_ups_s=float("inf")
-            )
-
-        former: list[tuple[str, str]] = []
-
-        def takes(facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
+        def takes(facts: dict[str, Any]) -> None:
             theirs = RunOptions.from_json(facts.get("options", ""))
             own = replace(theirs, recipe=options.recipe, recipe_files=options.recipe_files)
             directory.write(directory.options, own.to_json())
@@ -104,25 +108,19 @@ def run(arguments: argparse.Namespace) -> int:
                 admit_only(arguments.keys, facts["keys"])
             with directory.translated_errors(), directory.metrics.open("a") as file:
                 file.write(str(facts.get("metrics", "")))  # those before this standby followed
-            address, peer_keys = access_to(place, server)
-            key = peer_keys.server_public.decode() if peer_keys else ""
-            former[:] = list(dict.fromkeys([(address, key), *known.former]))[:MAX_STANDBYS]
-            directory.write(directory.standbys, json.dumps(known._replace(former=tuple(former))))
-
-        own_host = arguments.contact or host_towards(server.address)
-        port = listening.contact_addresses[-1].rpartition(":")[2]
 
         standby = StandbyLoop(
             connect,
+            Standby(arguments.follow, key),
             listening,
             RunCopy(settings, directory.checkpoint, directory.journal),
             socket.gethostname(),
-            f"tcp://{bracketed(own_host)}:{port}",
+            address,
             options.takeover_after_s,
-            lambda term, known: opened_run(
-                arguments, directory, listening, known._replace(former=tuple(former)), term
-            ),
+            opened,
             takes,
+            others,
+            lambda known: directory.write(directory.standbys, json.dumps(known)),
         )
         with closing(standby), ThreadPoolExecutor(2, "writer") as writer:
             stop_on_signals(standby.stop, arguments.parent)
@@ -139,6 +137,8 @@ def opened_run(
     arguments: argparse.Namespace,
     directory: RunDirectory,
     listening: ServerSocket,
+    address: str,
+    connect: Connect,
     remembered: Remembered,
     after: int | None = None,
 ) -> Iterator[ServerLoop]:
@@ -148,8 +148,7 @@ def opened_run(
     settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     if arguments.resume and not directory.owner.exists():  # a copy that never served
-        with suppress(*UNUSABLE):
-            after = max(start.term for start in read_journal(directory.journal).starts())
+        after = remembered.term
     ownership = RunOwnership(directory.owner, socket.gethostname(), after=after or 0)
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
@@ -191,6 +190,8 @@ def opened_run(
         remembered=remembered,
         more_facts=more_facts,
         may_follow=listening.may_follow,
+        address=address,
+        connect=connect,
     ) as loop:
         yield loop
 

@@ -8,8 +8,9 @@ from dist_net.nets.observer import NO_RECORDS, Observer, value_in
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.server.ownership import last_term
 from dist_net.training.server.standbys import NOTHING, Remembered
-from dist_net.wire.security import PeerKeys, load_server_keys
-from dist_net.wire.transport import ServerAccess
+from dist_net.wire.security import load_server_keys
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ServerAccess, access_with
 
 ANSWERS_WITHIN_S = 2.0
 
@@ -30,11 +31,8 @@ def successor_of(directory: RunDirectory, keys: Path | None) -> tuple[ServerAcce
     remembered, own_term = remembered_in(directory), last_term(directory.owner)
     for address, public_key, *_ in (*remembered.standbys, *remembered.former):
         with suppress(DistNetError):  # such as NoAnswerError
-            peer_keys = None
-            if public_key:
-                own = load_server_keys(keys or directory.keys, of_standby=True)
-                peer_keys = PeerKeys(public_key.encode(), own.public, own.secret)
-            server = ServerAccess(address, peer_keys)
+            own = load_server_keys(keys or directory.keys, of_standby=True) if public_key else None
+            server = access_with(own, Standby(address, public_key))
             with Observer(*server, ANSWERS_WITHIN_S) as observer:
                 term: int = value_in(observer.status(NO_RECORDS), "term", address)
             if term > own_term:

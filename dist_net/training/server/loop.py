@@ -35,7 +35,7 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.ownership import RunOwnership, next_term
+from dist_net.training.server.ownership import Connect, OtherServers, RunOwnership, next_term
 from dist_net.training.server.protocol import (
     Forget,
     ParameterServer,
@@ -63,7 +63,7 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.transport import ServerSocket
+from dist_net.wire.transport import ClientSocket, ServerSocket
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +231,7 @@ class ServerLoop:
     of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
     ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
     the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
+    ``connect`` reaches other servers of the run, to which this one, at ``address``, shows its term.
     """
 
     def __init__(
@@ -248,6 +249,8 @@ class ServerLoop:
         remembered: Remembered = NOTHING,
         more_facts: Callable[[bool], dict[str, Any]] = lambda _: {},
         may_follow: Callable[[str], bool] = lambda _: True,
+        address: str = "",
+        connect: Connect = lambda place: ClientSocket(place.address),
     ) -> None:
         self._run = run
         self._socket = socket
@@ -269,6 +272,9 @@ class ServerLoop:
         self._stop_requested: str | None = None
         self._is_suspended = False
         self._counted = run.metrics.workers_joined, run.metrics.workers_lost
+        began = self.term, 0, self.version, run.ledger.applied_samples
+        notice = Follow(host, address, *began, False, 0, 0, 0.0, 0.0, serves=True)
+        self._others = OtherServers(connect, notice)
 
     @property
     def version(self) -> int:
@@ -327,6 +333,7 @@ class ServerLoop:
         finally:
             for worker_id in tuple(self._shared):
                 self._shared.pop(worker_id).close()
+            self._others.close()
 
     def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
@@ -340,6 +347,7 @@ class ServerLoop:
             next_tick = now + TICK_S
             yield from self._drain()
             self._server.standbys.keep(self._may_follow)
+            self._others.notify(self._server.standbys.elsewhere(now), now)
             with suppress(OSError):
                 self._remember()
             self._carry_out(self._server.tick(now))

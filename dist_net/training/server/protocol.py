@@ -35,6 +35,7 @@ from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
 from dist_net.wire.messages import (
     Alive,
     Follow,
+    Followed,
     Heartbeat,
     Join,
     Leave,
@@ -378,6 +379,9 @@ class ParameterServer:
                 f"{follow.version:,}. {repeated:,} samples that this server applied after that "
                 f"are done again; its directory remains as it is"
             )
+        if follow.serves:  # in an earlier term
+            known = self.term, follow.sent_s, self.run.store.version, self.standbys.host
+            return [SendToPeer(node, Followed(*known, "[]", "", 0, 0, 0, ()))]
         if (stop := self._stop()) is not None:
             self.standbys.follows(follow._replace(leaves=True), now)  # it begins no other term
             return [SendToPeer(node, stop)]

@@ -6,6 +6,8 @@ be resumed.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from dist_net.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
 from dist_net.errors import FileWriteError, ProtocolError
-from dist_net.files import HOST_DISK, Disk, replacing
+from dist_net.files import HOST_DISK, Disk
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.training.server.state_versions import OUTER_MOMENTUM
@@ -58,19 +60,19 @@ class RunCopy:
         self.term = 0
         self.version = 0
         self.samples = 0
-        self.is_whole = False
+        self.is_whole = disk.exists(checkpoint)
         """Whether a run can be resumed from it."""
-        self._written_bytes = 0
-        self._unwritten = bytearray()
+        self._begin_journal()
         self._begin(0)
-
-    @property
-    def journal_bytes(self) -> int:
-        return self._written_bytes + len(self._unwritten)
 
     @property
     def state_bytes(self) -> int:
         return len(self._state)
+
+    def _begin_journal(self) -> None:
+        """Collect another journal beside the one in ``journal``, until a state has arrived."""
+        self._collected = self._journal.with_name(f"{self._journal.name}.collected")
+        self.journal_bytes = 0
 
     def _begin(self, version: int) -> None:
         """Forget the parts of a state."""
@@ -85,14 +87,14 @@ class RunCopy:
         ``ProtocolError`` for parts that belong to no run of these settings.
         """
         if followed.term != self.term:
-            self.term, self._written_bytes = followed.term, 0
-            self._unwritten.clear()
+            self.term = followed.term
+            self._begin_journal()
             self._begin(0)
         if len(followed.parts) != 3:
             raise ProtocolError(f"a copy arrived in {len(followed.parts)} parts; expected 3")
         journal, facts, state = map(bytes, followed.parts)
-        if followed.journal_at == self.journal_bytes:
-            self._unwritten += journal
+        if journal and followed.journal_at == self.journal_bytes:
+            self._append(journal)
         if followed.state_at == 0 and facts:
             self._begin(followed.state_version)
             self._facts = self._checked(facts)
@@ -127,7 +129,12 @@ class RunCopy:
         if len(vectors) != rule.state_size + rule.trained_size:
             raise ProtocolError(f"a state of {len(vectors)} numbers arrived")
         state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
-        self._write_journal()
+        with self._translated_errors():
+            self._disk.sync(self._collected)
+            if self._collected != self._journal:
+                self._disk.rename(self._collected, self._journal)
+                self._collected = self._journal
+                self._disk.sync(self._journal.parent)
         known = {name: facts[name] for name in METADATA_FIELDS} | {"layout": self._layout}
         parts = rule.parts(state) | {OUTER_MOMENTUM: momentum}
         weights = state[: rule.size]
@@ -135,29 +142,23 @@ class RunCopy:
         write_checkpoint(self._checkpoint, checkpoint, self._disk)
         self.version, self.samples, self.is_whole = facts["version"], facts["samples"], True
 
-    def finish(self) -> None:
-        """Write the rest of the journal: what is in it is done again, which the run reports."""
-        if self._written_bytes:  # else the files are of an earlier term
-            self._write_journal()
+    def _append(self, journal: bytes) -> None:
+        """Write the bytes at once: a server may send them without end."""
+        with self._translated_errors():
+            file = self._disk.append_to(self._collected, self.journal_bytes)
+            try:
+                if file.write(journal) < len(journal):
+                    raise OSError(0, "there is too little space")
+            finally:
+                file.close()
+        self.journal_bytes += len(journal)
 
-    def _write_journal(self) -> None:
-        """Write what has arrived of the journal; raise ``FileWriteError``."""
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
         try:
-            if self._written_bytes:
-                file = self._disk.append_to(self._journal, self._written_bytes)
-                try:
-                    if file.write(self._unwritten) < len(self._unwritten):
-                        raise OSError(0, "there is too little space")
-                    file.sync()
-                finally:
-                    file.close()
-            else:
-                with replacing(self._journal, self._disk) as partial:
-                    self._disk.write(partial, bytes(self._unwritten))
+            yield
         except OSError as error:
             raise FileWriteError(
                 f"the copy of the journal, {self._journal}, cannot be written: {error.strerror}; "
                 f"expected a writable directory on a disk with free space"
             ) from error
-        self._written_bytes += len(self._unwritten)
-        self._unwritten.clear()

@@ -8,24 +8,23 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, closing
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, closing, suppress
+from typing import Any
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
     DistNetError,
-    FileWriteError,
     InterruptedRunError,
     JoinRefusedError,
     NoAnswerError,
-    SupersededError,
 )
 from dist_net.training.server.loop import Received, ServerLoop, WorkersSocket
+from dist_net.training.server.ownership import Connect
 from dist_net.training.server.standby_copy import RunCopy
-from dist_net.training.server.standbys import Remembered
+from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.training.server.succession import Succession
 from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
-from dist_net.wire.standbys import ServerRoute, Standby
+from dist_net.wire.standbys import ServerRoute, Standby, standbys_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,46 +42,36 @@ ANSWER_WITHIN_S = 1.5
 
 MAX_VISITORS = 4096
 
-
-class Upstream(Protocol):
-    """A standby's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
-
-    def send(self, message: Message) -> None: ...
-    def receive(self, timeout_s: float) -> Message | None: ...
-    def abandon(self) -> None: ...
-    def close(self) -> None: ...
-
-
-Connect = Callable[[Standby | None], Upstream]
-"""Connect to another standby; None: to the server that was passed to the standby."""
-
-OpenServer = Callable[[int, Remembered], AbstractContextManager[ServerLoop]]
+OpenServer = Callable[[Remembered, int], AbstractContextManager[ServerLoop]]
 """Return the server that resumes the run from the copy, in a term after this one."""
-
-Takes = Callable[[dict[str, Any], Remembered, Standby | None], None]
 
 
 class StandbyLoop:
     """Follow a run until it is over, or until this standby has served it to its end.
 
-    ``socket``, at ``address``, is borrowed. ``takes`` is called with the facts of each state that
-    is on the disk, the other hosts, and the place of the server. ``turns`` is the loop as a
+    ``server`` is where it is at first. ``socket``, at ``address``, is borrowed. ``takes`` is called
+    with the facts of each state that is on the disk, and ``remembers`` with the run's hosts when
+    they have changed; ``others`` were those before this process. ``turns`` is the loop as a
     generator, as ``ServerLoop`` has one.
     """
 
     def __init__(
         self,
         connect: Connect,
+        server: Standby,
         socket: WorkersSocket,
         copy: RunCopy,
         host: str,
         address: str,
         takeover_after_s: float,
         open_server: OpenServer,
-        takes: Takes = lambda *_: None,
+        takes: Callable[[dict[str, Any]], None] = lambda _: None,
+        others: Remembered = NOTHING,
+        remembers: Callable[[Remembered], None] = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
         self._connect = connect
+        self._given = server
         self._socket = socket
         self._copy = copy
         self._host = host
@@ -90,13 +79,19 @@ class StandbyLoop:
         self._open_server = open_server
         self._takes = takes
         self._clock = clock or SystemClock()
-        self._succession = Succession(host, address, takeover_after_s)
+        now = self._clock.now()
+        self._succession = Succession(host, address, takeover_after_s, now)
+        self._succession.others = self._others = others
+        copy.term, copy.version = others.term, others.version
+        self._remembers = remembers
         self._route = ServerRoute(address)
-        self._upstream = connect(None)
+        self._route.learn(standbys_text(Standby(*each[:2]) for each in others.standbys))
+        self._upstream = connect(server)
         self._visitors: dict[bytes, Message] = {}
         self._asked_s = -math.inf
-        self._turned_s = self._clock.now()
-        self._next_request_s = self._next_state_s = 0.0
+        self._turned_s = now
+        self._next_request_s = now + COPYING_S  # after ``heard_s``, or it looks like an answer
+        self._next_state_s = now
         self._is_answered = True
         self._stop_requested: str | None = None
         self._loop: ServerLoop | None = None
@@ -108,16 +103,14 @@ class StandbyLoop:
             self._loop.stop(reason)
 
     def close(self) -> None:
-        self._upstream.close()
+        self._upstream.abandon()
 
     def serve(self, writer: Executor, ready: Callable[[], None]) -> None:
         """Follow, then serve; see ``turns``."""
         turns, received = self.turns(writer, ready), None
-        try:
+        with suppress(StopIteration):
             while True:
                 received = self._socket.receive(turns.send(received))
-        except StopIteration:
-            return
 
     def turns(
         self, writer: Executor, ready: Callable[[], None] = lambda: None
@@ -130,12 +123,9 @@ class StandbyLoop:
         """
         if (yield from self._follow()):
             return
-        try:
-            self._copy.finish()
-        except FileWriteError as error:
-            logger.error("journal_not_copied error=%s", error)
+        self.close()
         with (
-            self._open_server(self._copy.term, self._succession.remembered) as loop,
+            self._open_server(self._succession.others, self._copy.term) as loop,
             closing(loop.turns(writer, ready)) as turns,
         ):
             self._loop, received = loop, None
@@ -147,7 +137,6 @@ class StandbyLoop:
                     timeout_s = turns.send(received)
                 except StopIteration:
                     return
-                self._tell_former(loop.term)
                 received = visitors.popleft() if visitors else (yield timeout_s)
 
     def _follow(self) -> Generator[float, Received, bool]:
@@ -163,10 +152,9 @@ class StandbyLoop:
             while (answer := self._upstream.receive(0.0)) is not None:
                 if self._answered(answer, self._clock.now()):
                     return True
-            if self._copy.is_whole and self._succession.is_due(
-                self._copy.term, self._copy.version, now
-            ):
-                logger.warning("server_lost silent_s=%.1f", self._succession.silent_s(now))
+            is_due = self._succession.is_due(self._copy.term, self._copy.version, now)
+            if is_due and self._copy.is_whole:
+                logger.warning("server_lost silent_s=%.1f", now - self._succession.heard_s)
                 return False
             if now >= self._next_request_s:
                 self._request(now)
@@ -183,28 +171,23 @@ class StandbyLoop:
 
     def _request(self, now: float) -> None:
         """Send a request; to the next place if the server has been silent for long."""
-        silent_s = min(self._succession.silent_s(now), now - self._turned_s)
-        if silent_s > ANSWER_WITHIN_S:
+        if now > max(self._succession.heard_s, self._turned_s) + ANSWER_WITHIN_S:
             self._route.turn()
-            self._connect_again(now)
+            self.close()
+            self._upstream = self._connect(self._route.current or self._given)
+            self._turned_s = now
         self._send(now)
         self._asked_s, self._is_answered = now, False
         self._next_request_s = now + ANSWER_WITHIN_S / 2
 
-    def _connect_again(self, now: float) -> None:
-        self._upstream.abandon()
-        self._upstream = self._connect(self._route.current)
-        self._turned_s = now
-
-    def _send(self, now: float, *, leaves: bool = False, serves: bool = False) -> None:
-        copy, heard_s = self._copy, self._succession.heard_s
-        wants_state = now >= self._next_state_s and not serves
+    def _send(self, now: float, *, leaves: bool = False) -> None:
+        copy, wants_state = self._copy, now >= self._next_state_s
         has = copy.term, copy.journal_bytes, copy.version, copy.samples
         try:
             who = self._host, self._address
             lacks = copy.state_version, copy.state_bytes
-            times = now, 0.0 if heard_s is None else heard_s
-            self._upstream.send(Follow(*who, *has, wants_state, *lacks, *times, leaves, serves))
+            times = now, self._succession.heard_s
+            self._upstream.send(Follow(*who, *has, wants_state, *lacks, *times, leaves))
         except NoAnswerError as error:
             logger.debug("not_sent reason=%s", error)
 
@@ -224,12 +207,15 @@ class StandbyLoop:
     def _take_in(self, followed: Followed, now: float) -> None:
         self._is_answered = True
         self._route.learn(followed.standbys)
-        self._succession.hears(followed, now)
+        self._succession.hears(followed, self._route.current or self._given, now)
         took_s = min(now - self._asked_s, ANSWER_WITHIN_S)  # longer if this process was stopped
         try:
-            facts = self._copy.take_in(followed)
-            if facts is not None:
-                self._takes(facts, self._succession.remembered, self._route.current)
+            others = self._succession.others._replace(version=self._copy.version)
+            if others != self._others:
+                self._remembers(others)
+                self._others = others
+            if (facts := self._copy.take_in(followed)) is not None:
+                self._takes(facts)
                 self._next_state_s = now + STATE_EVERY_S
         except DistNetError as error:  # such as a full disk
             logger.error("not_copied error=%s", error)
@@ -253,19 +239,3 @@ class StandbyLoop:
             case StatusRequest():
                 why = "this is a standby, and the server is elsewhere"
                 self._socket.send(node, Refuse(why, may_rejoin=False))
-
-    def _tell_former(self, term: int) -> None:
-        """Notify the former server, should it return; raise SupersededError for a later term."""
-        now = self._clock.now()
-        if now >= self._next_request_s:
-            self._next_request_s = now + ANSWER_WITHIN_S
-            self._copy.term = term
-            if self._route.turn():
-                self._connect_again(now)
-            self._send(now, serves=True)
-        match self._upstream.receive(0.0):
-            case Followed(term=later) if later > term:
-                raise SupersededError(
-                    "another server goes on with the run, in a later term: this host serves it no "
-                    "more, and keeps its directory as it is"
-                )

@@ -57,12 +57,14 @@ class Remembered(NamedTuple):
     """The other hosts and the standbys of a run, for its next server.
 
     Each standby has an address, a public key ("" without keys), and a host. ``former``: where the
-    server was before, if the run has moved.
+    server was before, if the run has moved. A standby's copy is of ``version``, in ``term``.
     """
 
     hosts: tuple[str, ...] = ()
     standbys: tuple[tuple[str, str, str], ...] = ()
     former: tuple[tuple[str, str], ...] = ()
+    term: int = 0
+    version: int = 0
 
     @property
     def first(self) -> str:
@@ -98,15 +100,15 @@ class Standbys:
         self._goes_on_alone = settings.minority == CONTINUES
         self._former = remembered.former
         self._has_begun = not remembered.hosts
-        known = [Follower(Standby(*each[:2]), each[2]) for each in remembered.standbys]
+        others = [each for each in remembered.standbys if each[2] != host]
+        known = [Follower(Standby(*each[:2]), each[2]) for each in others]
         self._followers = {each.standby.public_key or each.standby.address: each for each in known}
         self._seen_s = dict.fromkeys([*remembered.hosts, *(each.host for each in known)], math.nan)
-        self.text = ""
-        self._list()
 
-    def _list(self) -> None:
-        """Set ``text``, the list for everyone in touch with the server; "" without standbys."""
-        self.text = standbys_text(each.standby for each in self._followers.values())
+    @property
+    def text(self) -> str:
+        """The list for everyone in touch with the server; "" without standbys."""
+        return standbys_text(each.standby for each in self._followers.values())
 
     @property
     def hosts(self) -> list[str]:
@@ -141,7 +143,6 @@ class Standbys:
         standby = Standby(follow.address, follow.public_key)
         if known is None or known.standby != standby:
             known = self._followers[name] = Follower(standby, follow.host)
-            self._list()
         known.heard_s, known.version, known.samples = now, follow.version, follow.samples
         if known.sent is not None and follow.version == known.sent.version:
             known.current_s = known.sent_s
@@ -158,7 +159,6 @@ class Standbys:
 
     def _forget(self, name: str) -> None:
         if (gone := self._followers.pop(name, None)) is not None:
-            self._list()
             self.leaves(gone.host)
 
     def follower(self, follow: Follow) -> Follower:
@@ -203,7 +203,6 @@ class Standbys:
                 del self._seen_s[host]
                 kept = {a: each for a, each in self._followers.items() if each.host != host}
                 self._followers = kept
-                self._list()
 
     def warning(self, now: float) -> str | None:
         """Why the run waits; None if it does not."""
@@ -215,6 +214,11 @@ class Standbys:
             f"with it. It continues when they return. If they never will, end it, and resume it "
             f"with --minority continue"
         )
+
+    def elsewhere(self, now: float) -> list[Standby]:
+        """Return where another server may be: the silent standbys, and the former servers."""
+        silent = [each for each in self._followers.values() if now > each.heard_s + self._lasts_s]
+        return [each.standby for each in silent] + [Standby(*each) for each in self._former]
 
     def report(self, version: int, samples: int, now: float) -> list[dict[str, Any]]:
         """Return how far each standby is behind a server at this version."""

@@ -6,11 +6,9 @@ server last. Of several standbys, the standby with the newest state begins, then
 server's list.
 """
 
-import math
-
 from dist_net.training.server.standbys import NOTHING, Remembered, is_majority
 from dist_net.wire.messages import Follow, Followed
-from dist_net.wire.standbys import MAX_STANDBYS
+from dist_net.wire.standbys import MAX_STANDBYS, Standby
 
 VISIT_S = 10.0
 """How long a visit counts: visitors try each standby in turn."""
@@ -20,39 +18,33 @@ MAX_LOOK_S = 0.5
 
 
 class Succession:
-    """The standby at ``address``, on ``host``. Times are seconds on one monotonic clock."""
+    """The standby at ``address``, on ``host``. Times are seconds on one monotonic clock.
 
-    def __init__(self, host: str, address: str, takeover_after_s: float) -> None:
+    ``heard_s`` is at first the start of the process: the one before may have heard the server then.
+    """
+
+    def __init__(self, host: str, address: str, takeover_after_s: float, now: float) -> None:
         self._host = host
         self._address = address
         self._takeover_after_s = takeover_after_s
-        self.heard_s: float | None = None
-        self._looked_s: float | None = None
-        self._server_host = ""
-        self._others = NOTHING
+        self.heard_s = self._looked_s = now
+        self.others = NOTHING
+        """The hosts, standbys and former servers of the run, for its next server."""
         self._visits_s: dict[str, float] = {}
         self._rivals: dict[str, tuple[Follow, float]] = {}  # by address
 
-    @property
-    def remembered(self) -> Remembered:
-        """The other hosts and standbys, for this standby as the server."""
-        hosts = [each for each in (self._server_host, *self._others.hosts) if each != self._host]
-        others = (each for each in self._others.standbys if each[0] != self._address)
-        return Remembered(tuple(dict.fromkeys(hosts)), tuple(others), self._others.former)
-
-    def hears(self, followed: Followed, now: float) -> None:
-        """Take in an answer of the server, as of the time of its request."""
-        self._server_host = followed.host
-        self._others = Remembered.from_json(followed.others)
-        self.heard_s = max(self.heard_s or -math.inf, min(followed.sent_s, now))
-
-    def silent_s(self, now: float) -> float:
-        """Return how long the server has been silent; infinity before its first answer."""
-        return math.inf if self.heard_s is None else now - self.heard_s
+    def hears(self, followed: Followed, server: Standby, now: float) -> None:
+        """Take in an answer of the server at this place, as of the time of its request."""
+        others = Remembered.from_json(followed.others)
+        hosts = dict.fromkeys((followed.host, *others.hosts))
+        former = dict.fromkeys(((server.address, server.public_key), *others.former))
+        known = tuple(hosts), others.standbys, tuple(former)[:MAX_STANDBYS]
+        self.others = Remembered(*known, followed.term)
+        self.heard_s = max(self.heard_s, min(followed.sent_s, now))
 
     def visits(self, host: str, now: float) -> None:
         """Record that a worker of ``host`` requests work, if it is a host of the run."""
-        if host in self._others.hosts or host == self._server_host:
+        if host in self.others.hosts:
             self._visits_s[host] = now
 
     def follows(self, follow: Follow, now: float) -> None:
@@ -69,17 +61,14 @@ class Succession:
 
         Call this several times a second. Time in which this process was stopped does not count.
         """
-        if self.heard_s is None:
-            return False
-        if self._looked_s is not None:
-            self.heard_s += max(0.0, now - self._looked_s - MAX_LOOK_S)
+        self.heard_s += max(0.0, now - self._looked_s - MAX_LOOK_S)
         self._looked_s = now
         if now < self.heard_s + self._takeover_after_s:
             return False
         since_s = max(self.heard_s, now - VISIT_S)
         reached = {host for host, seen_s in self._visits_s.items() if seen_s > since_s}
-        hosts = {self._server_host, *self._others.hosts, self._host}
-        if not is_majority(hosts, reached | {self._host}, self._others.first):
+        hosts = {*self.others.hosts, self._host}
+        if not is_majority(hosts, reached | {self._host}, self.others.first):
             return False
         own = -term, -version, self._place_of(self._address)
         return all(
@@ -89,5 +78,5 @@ class Succession:
         )
 
     def _place_of(self, address: str) -> int:
-        places = [each[0] for each in self._others.standbys]
+        places = [each[0] for each in self.others.standbys]
         return places.index(address) if address in places else len(places)

@@ -25,6 +25,7 @@ from dist_net.wire.standbys import MAX_STANDBYS, ServerRoute, Standby, standbys_
 HOSTS = "server", "standby", "third", "fourth", "fifth"
 FOLLOW = Follow("standby", "tcp://10.0.0.2:5", 7, 0, 0, 0, False, 0, 0, 0.0, 0.0)
 KEY = 40 * "k"
+SERVER = Standby("tcp://10.0.0.1:5", KEY)
 
 
 @pytest.mark.parametrize("size", range(1, 6))
@@ -126,9 +127,9 @@ def test_terms_grow_and_are_of_one_server() -> None:
 
 
 def succession(**hosts: object) -> Succession:
-    made = Succession("standby", FOLLOW.address, 5.0)
+    made = Succession("standby", FOLLOW.address, 5.0, 0.0)
     others = json.dumps([["standby", "third"], [[FOLLOW.address, "", "standby"], *hosts.values()]])
-    made.hears(Followed(7, 0.0, 3, "server", others, "", 0, 0, 0, ()), 0.0)
+    made.hears(Followed(7, 0.0, 3, "server", others, "", 0, 0, 0, ()), SERVER, 0.0)
     return made
 
 
@@ -147,14 +148,16 @@ def test_a_standby_begins_once_it_and_a_majority_have_not_heard_the_server() -> 
     assert not due(visited, 4.9)
     assert due(visited, 5.0)
     assert not due(succession(), 4.9)
-    visited.hears(Followed(7, 5.0, 3, "server", '[["standby"], []]', "", 0, 0, 0, ()), 5.1)
+    answer = Followed(7, 5.0, 3, "server", '[["standby"], []]', "", 0, 0, 0, ())
+    visited.hears(answer, SERVER, 5.1)
     assert not due(visited, 9.9)
 
 
 def test_visits_before_the_server_was_heard_do_not_count() -> None:
     visited = succession()
     visited.visits("third", 4.0)
-    visited.hears(Followed(7, 4.5, 3, "server", '[["standby", "third"], []]', "", 0, 0, 0, ()), 4.6)
+    answer = Followed(7, 4.5, 3, "server", '[["standby", "third"], []]', "", 0, 0, 0, ())
+    visited.hears(answer, SERVER, 4.6)
     assert not due(visited, 10.0)
     visited.visits("third", 10.0)
     assert due(visited, 10.1)
@@ -185,6 +188,17 @@ def test_time_in_which_a_standby_was_stopped_does_not_count() -> None:
     stopped.visits("third", 100.0)
     stopped.is_due(7, 3, 0.1)
     assert not stopped.is_due(7, 3, 100.0)
+
+
+def test_a_restarted_standby_knows_the_hosts_and_waits_as_if_it_had_just_heard_the_server() -> None:
+    others = succession().others
+    assert others.former == (tuple(SERVER),)
+    again = Succession("standby", FOLLOW.address, 5.0, 60.0)
+    again.others = others
+    again.visits("third", 61.0)
+    for tenth in range(600, 650):
+        assert not again.is_due(7, 3, tenth / 10)
+    assert again.is_due(7, 3, 65.0)
 
 
 def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
@@ -227,6 +241,17 @@ def test_a_copy_in_parts_is_a_directory_that_can_be_resumed(tmp_path) -> None:
         assert facts["options"] == "{}"
     np.testing.assert_array_equal(read_checkpoint(tmp_path / "copy").weights, weights)
     assert read_journal(tmp_path / "copied-journal").version == 0
+
+
+def test_a_journal_without_end_is_written_beside_the_copy_at_once(tmp_path) -> None:
+    journal = tmp_path / "journal"
+    journal.write_bytes(b"of the term before")
+    copy = RunCopy(SETTINGS, tmp_path / "copy", journal)
+    for at in range(0, 5 * PART_BYTES, PART_BYTES):
+        parts = bytes(PART_BYTES), b"", b""
+        copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", at, 0, 0, parts))
+    assert (tmp_path / "journal.collected").stat().st_size == copy.journal_bytes == 5 * PART_BYTES
+    assert journal.read_bytes() == b"of the term before"
 
 
 def test_a_copy_of_another_run_is_refused(tmp_path) -> None:
