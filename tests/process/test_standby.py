@@ -101,12 +101,15 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     os.kill(first.children["worker-0"], signal.SIGCONT)
     second.says("epoch .*test loss")
     shutil.copytree(directory_of(first), tmp_path / "run")
+    os.kill(
+        second.children["server"], signal.SIGKILL
+    )  # it will hear no server once it is restarted
     lose(first)
     second.says("this host continues the run")
 
     # Without workers the run waits, while a process is restarted and the first host returns.
     os.kill(second.children["server"], signal.SIGKILL)
-    second.says("restarting it")
+    second.says("(?s)restarting it.*restarting it")
     resume = "train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--json"
     returned = start(*resume, prefix=on("first"))
     returned.says("the run continues at .*-term-2")
@@ -137,6 +140,8 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
     signal_all(first, signal.SIGSTOP)
     second.says("this host continues the run")
     second.says("second: 1 worker joined")  # another one, which knows no former server
+    os.kill(second.children["server"], signal.SIGKILL)
+    second.says("restarting it")
 
     kept = directory_of(first)
     files = {each: each.read_bytes() for each in kept.glob("*") if each.is_file()}
