@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import zmq
 
@@ -411,6 +411,16 @@ def access_with(pair: PeerKeys | ServerKeys | None, place: Standby) -> ServerAcc
 def access_to(standby: Standby | None, server: ServerAccess) -> ServerAccess:
     """Return the access to a standby of ``server``, with the same key pair; None: to ``server``."""
     return server if standby is None else access_with(server.keys, standby)
+
+
+class ServerConnection(Protocol):
+    """A peer's connection to its server, such as a ``ClientSocket``."""
+
+    def send(self, message: Message) -> None: ...
+    def receive(self, timeout_s: float) -> Message | None: ...
+    def abandon(self) -> None: ...
+    def close(self) -> None: ...
+    def no_answer(self, waited_s: float) -> NoAnswerError: ...
 
 
 class ClientSocket(FramedSocket):

@@ -39,8 +39,8 @@ from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.successor import remembered_in
-from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
-from dist_net.training.server.ownership import NOTICED_WITHIN_S, Connect, RunOwnership, Upstream
+from dist_net.training.server.loop import Connect, ServerFiles, ServerLoop, opened_server_at
+from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import Remembered
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         port = listening.contact_addresses[-1].rpartition(":")[2]
         address = f"tcp://{bracketed(host or socket.gethostname())}:{port}"
 
-        def connect(place: Standby) -> Upstream:
+        def connect(place: Standby) -> ClientSocket:
             access = access_with(follow_keys or keys, place)
             return ClientSocket(*access, MAX_MANIFEST_BYTES, hang_ups_s=float("inf"))
 

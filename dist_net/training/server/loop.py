@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,13 @@ import numpy as np
 
 from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import FileWriteError, NotFiniteError, SegmentError, SupersededError
+from dist_net.errors import (
+    DistNetError,
+    FileWriteError,
+    NotFiniteError,
+    SegmentError,
+    SupersededError,
+)
 from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.training.server.journal import (
     NEVER,
@@ -35,7 +42,7 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.ownership import Connect, OtherServers, RunOwnership, next_term
+from dist_net.training.server.ownership import RunOwnership, next_term
 from dist_net.training.server.protocol import (
     Forget,
     ParameterServer,
@@ -63,7 +70,8 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.transport import ClientSocket, ServerSocket
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ClientSocket, ServerConnection, ServerSocket
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +97,41 @@ class WorkersSocket(Protocol):
     def send_one(self, node: bytes, message: Message) -> bool: ...
     def key_of(self, node: bytes) -> str: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
+
+
+NOTIFY_EVERY_S = 1.5
+
+Connect = Callable[[Standby], ServerConnection]
+"""Connect to the place of another server."""
+
+
+@dataclass
+class OtherServers:
+    """The servers from which this one may have been cut off; ``notice`` shows them its term."""
+
+    connect: Connect
+    notice: Follow
+    _upstream: ServerConnection | None = None
+    _next_s: float = 0.0
+    _notified: int = 0
+
+    def notify(self, places: Sequence[Standby], now: float) -> None:
+        """Notify the next place, if it is time. Raise SupersededError if a later term answers."""
+        answer = None
+        with suppress(DistNetError):  # such as a host that does not admit this one
+            if places and now >= self._next_s:
+                self.close()
+                self._next_s, self._notified = now + NOTIFY_EVERY_S, self._notified + 1
+                self._upstream = self.connect(places[self._notified % len(places)])
+                self._upstream.send(self.notice)
+            answer = self._upstream and self._upstream.receive(0.0)
+        if isinstance(answer, Followed) and answer.term > self.notice.term:
+            raise SupersededError(f"the run continues on {answer.host}, in a later term")
+
+    def close(self) -> None:
+        if self._upstream is not None:
+            self._upstream.abandon()
+            self._upstream = None
 
 
 CreateMemory = Callable[[int, int], SharedVectors | None]

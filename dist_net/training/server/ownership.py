@@ -1,32 +1,25 @@
-"""The owner of a run: the server with the last term, on any host.
+"""The owner of a run directory: the server that was started last, on any host. One small file.
 
 Each start of a server begins a *term*. Terms only grow, on whatever host they begin.
 
-A lock of the run directory cannot ensure this: on a network file system, a disconnected host loses
-its locks without noticing. Therefore each server writes its claim to a file, and reads the file
-again before it writes to the run directory, but at most ten times a second: see ``ServerLoop``.
+A lock cannot ensure this: on a network file system, a disconnected host loses its locks without
+noticing. Therefore each server writes its claim to a file, and reads the file again before it
+writes to the run directory, but at most ten times a second: see ``ServerLoop``.
 """
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Protocol
 
-from dist_net.errors import DistNetError, SupersededError
+from dist_net.errors import SupersededError
 from dist_net.files import HOST_DISK, Disk, replacing
-from dist_net.wire.messages import Follow, Followed, Message
-from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS, Standby
+from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS
 
 logger = logging.getLogger(__name__)
 
 NOTICED_WITHIN_S = 0.5
 """A running server reads the claim several times a second, and so notices a newer one."""
-
-NOTIFY_EVERY_S = 1.5
 
 _RANDOM = SystemRandom()
 
@@ -99,43 +92,3 @@ def _term_in(claim: str) -> int:
         return int(claim.partition(" ")[0], 16) & (2**63 - 1)
     except ValueError:
         return 0
-
-
-class Upstream(Protocol):
-    """A connection to another server; see ``dist_net.wire.transport.ClientSocket``."""
-
-    def send(self, message: Message) -> None: ...
-    def receive(self, timeout_s: float) -> Message | None: ...
-    def abandon(self) -> None: ...
-
-
-Connect = Callable[[Standby], Upstream]
-
-
-@dataclass
-class OtherServers:
-    """The servers from which this one may have been cut off; ``notice`` shows them its term."""
-
-    connect: Connect
-    notice: Follow
-    _upstream: Upstream | None = None
-    _next_s: float = 0.0
-    _notified: int = 0
-
-    def notify(self, places: Sequence[Standby], now: float) -> None:
-        """Notify the next place, if it is time. Raise SupersededError if a later term answers."""
-        answer = None
-        with suppress(DistNetError):  # such as a host that does not admit this one
-            if places and now >= self._next_s:
-                self.close()
-                self._next_s, self._notified = now + NOTIFY_EVERY_S, self._notified + 1
-                self._upstream = self.connect(places[self._notified % len(places)])
-                self._upstream.send(self.notice)
-            answer = self._upstream and self._upstream.receive(0.0)
-        if isinstance(answer, Followed) and answer.term > self.notice.term:
-            raise SupersededError(f"the run continues on {answer.host}, in a later term")
-
-    def close(self) -> None:
-        if self._upstream is not None:
-            self._upstream.abandon()
-            self._upstream = None

@@ -18,8 +18,7 @@ from dist_net.errors import (
     JoinRefusedError,
     NoAnswerError,
 )
-from dist_net.training.server.loop import Received, ServerLoop, WorkersSocket
-from dist_net.training.server.ownership import Connect
+from dist_net.training.server.loop import Connect, Received, ServerLoop, WorkersSocket
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.training.server.succession import Succession

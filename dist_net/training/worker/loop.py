@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
+from dist_net.errors import ProtocolError, SegmentError, ServerLostError
 from dist_net.training.worker.cycle import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -44,22 +44,12 @@ from dist_net.wire.packing import StatePacking
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.standbys import Standby
-from dist_net.wire.transport import ClientSocket, ServerAccess, access_to
+from dist_net.wire.transport import ClientSocket, ServerAccess, ServerConnection, access_to
 
 logger = logging.getLogger(__name__)
 
 BASE, RESULT = 0, 1
 """The states in the memory that the server shares: to begin from, and after the local steps."""
-
-
-class ServerConnection(Protocol):
-    """A worker's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
-
-    def send(self, message: Message) -> None: ...
-    def receive(self, timeout_s: float) -> Message | None: ...
-    def abandon(self) -> None: ...
-    def close(self) -> None: ...
-    def no_answer(self, waited_s: float) -> NoAnswerError: ...
 
 
 class Heartbeats(Protocol):
