@@ -3,7 +3,7 @@
 import argparse
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,13 @@ from dist_net.command_line import (
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import BadInputError, DatasetError, RecipeError, SupersededError
+from dist_net.errors import (
+    BadInputError,
+    DatasetError,
+    DistNetError,
+    RecipeError,
+    SupersededError,
+)
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -59,12 +65,15 @@ from dist_net.wire.security import (
     add_keys,
     create_keys,
     has_server_keys,
+    load_peer_keys,
     write_peer_keys,
 )
-from dist_net.wire.standbys import term_number
-from dist_net.wire.token import STANDBY_OF_RUN, TRAINING
+from dist_net.wire.standbys import ServerRoute, term_number
+from dist_net.wire.token import STANDBY_OF_RUN, TRAINING, JoinToken
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
+
+PLACES = "places"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
     token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
     if token is not None and token.kind == STANDBY_OF_RUN:
         return _stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
+    kept = default_cache_dir() / "joined" / (token.identity if token else "by-keys")
+    route = ServerRoute()
     if token is not None:
-        server = join_by_token(token, timeout_s=arguments.timeout)
+        server = _join(token, kept, route, arguments.timeout)
     else:
         server = server_given(arguments, TRAINING)
     with ExitStack() as opened:
@@ -122,9 +133,29 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )
-        JoinedRun(server, directory, logs, settings, display).run()
+        try:
+            JoinedRun(server, directory, logs, settings, display, route).run()
+        finally:
+            if route.text:  # the run has standbys
+                with suppress(OSError):
+                    shutil.copytree(directory.keys, kept, dirs_exist_ok=True)
+                    (kept / PLACES).write_text(route.text)
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
+
+
+def _join(token: JoinToken, kept: Path, route: ServerRoute, timeout_s: float) -> ServerAccess:
+    """Join by a token, or where its run continues, if this host joined before, and has ``kept``."""
+    try:
+        return join_by_token(token, timeout_s=timeout_s)
+    except DistNetError:
+        with suppress(DistNetError, OSError):
+            route.learn((kept / PLACES).read_text())
+            route.turn()
+            run = Following(ServerAccess(token.addresses[0], load_peer_keys(kept)), route=route)
+            with run.observed(timeout_s):
+                return run.server
+        raise
 
 
 def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:

@@ -76,15 +76,18 @@ def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) ->
         ended = f"expired {duration_text(over_s)} ago by this host's clock"
         raise TokenError(
             f"the server at {refused[0]} does not know this token: it "
-            f"{ended if over_s > 0 else 'was revoked'}; 'dist-net keys token DIR' on the server's "
-            f"host creates another token"
+            f"{ended if over_s > 0 else 'was revoked, or the run has moved to another host'}; "
+            f"'dist-net keys token DIR' on the server's host creates another token"
         )
     causes = "; ".join(
         f"{each}: {silence_cause(contacts[each], keys is not None)}" for each in addresses
     )
     if Contact.HUNG_UP in contacts.values():
         raise TokenError(f"this token is of another run or server; {causes}")
-    raise NoAnswerError(f"no server answered this token in {now - begun_s:.1f} s; {causes}")
+    raise NoAnswerError(
+        f"no server answered this token in {now - begun_s:.1f} s; {causes}. If a standby serves "
+        f"the run now, 'dist-net keys token RUN_DIRECTORY' on its host creates another token"
+    )
 
 
 def _resolved(addresses: Sequence[str]) -> list[str]:

@@ -48,6 +48,14 @@ def lose(command: Any) -> None:
     shutil.rmtree(command.temporary.parent)
 
 
+def leave(joined: Any, server: Any, after: str = "") -> None:
+    """Interrupt the workers of the third host once they have joined this server."""
+    server.says(f"{after}third: 1 worker joined")
+    joined.process.send_signal(signal.SIGINT)
+    assert joined.ends() == 130
+    server.says(f"{after}third: 1 worker left")
+
+
 def directory_of(command: Any, name: str = "run") -> Path:
     return command.temporary.parent / name  # type: ignore[no-any-return]
 
@@ -98,14 +106,18 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     os.kill(first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
     second = stand_by("second", first, "--workers", "0")
     eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    token = first.says(r"run there:\n\s+echo (\S+) \|")[1]
+    join = "join", token, "--trust-recipe", "--workers", "1"
+    third = [*on("third"), "env", f"XDG_CACHE_HOME={tmp_path / 'cache'}"]
+    leave(start(*join, prefix=third), first)
     os.kill(first.children["worker-0"], signal.SIGCONT)
     second.says("epoch .*test loss")
     shutil.copytree(directory_of(first), tmp_path / "run")
-    os.kill(
-        second.children["server"], signal.SIGKILL
-    )  # it will hear no server once it is restarted
+    os.kill(second.children["server"], signal.SIGKILL)  # restarted, it hears no server
     lose(first)
     second.says("this host continues the run")
+    # The token of the lost host leads to its successor.
+    leave(start(*join, prefix=third), second, "(?s)this host continues.*")
 
     # Without workers the run waits, while a process is restarted and the first host returns.
     os.kill(second.children["server"], signal.SIGKILL)

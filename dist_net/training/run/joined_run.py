@@ -31,6 +31,7 @@ from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.segment import available
+from dist_net.wire.standbys import ServerRoute
 from dist_net.wire.transport import ServerAccess
 
 REPORT_EVERY_S = 0.5
@@ -74,6 +75,7 @@ class JoinedRun:
     """This host's part in the run of a server that has admitted it.
 
     ``directory`` holds keys and recipe, see ``OfferedRecipe.keep``; ``logs``, the processes' logs.
+    ``route`` learns where the run may continue.
     """
 
     def __init__(
@@ -83,8 +85,9 @@ class JoinedRun:
         logs: Path,
         settings: JoinedRunSettings,
         display: TrainingProgress,
+        route: ServerRoute,
     ) -> None:
-        self._run = Following(server, directory.keys, display.warned)
+        self._run = Following(server, directory.keys, display.warned, route)
         self._directory = directory
         self._settings = settings
         self._display = display

@@ -102,7 +102,6 @@ class WorkersSocket(Protocol):
 NOTIFY_EVERY_S = 1.5
 
 Connect = Callable[[Standby], ServerConnection]
-"""Connect to the place of another server."""
 
 
 @dataclass

@@ -6,15 +6,13 @@ be resumed.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_net.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
-from dist_net.errors import FileWriteError, ProtocolError
+from dist_net.errors import ProtocolError
 from dist_net.files import HOST_DISK, Disk
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
@@ -84,7 +82,8 @@ class RunCopy:
         """Take in the server's answer; return the facts of a state once it is written.
 
         Ignore parts that do not continue the copy: messages may be repeated. Raise
-        ``ProtocolError`` for parts that belong to no run of these settings.
+        ``ProtocolError`` for parts that belong to no run of these settings, OSError, and
+        ``FileWriteError``.
         """
         if followed.term != self.term:
             self.term = followed.term
@@ -129,12 +128,11 @@ class RunCopy:
         if len(vectors) != rule.state_size + rule.trained_size:
             raise ProtocolError(f"a state of {len(vectors)} numbers arrived")
         state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
-        with self._translated_errors():
-            self._disk.sync(self._collected)
-            if self._collected != self._journal:
-                self._disk.rename(self._collected, self._journal)
-                self._collected = self._journal
-                self._disk.sync(self._journal.parent)
+        self._disk.sync(self._collected)
+        if self._collected != self._journal:
+            self._disk.rename(self._collected, self._journal)
+            self._collected = self._journal
+            self._disk.sync(self._journal.parent)
         known = {name: facts[name] for name in METADATA_FIELDS} | {"layout": self._layout}
         parts = rule.parts(state) | {OUTER_MOMENTUM: momentum}
         weights = state[: rule.size]
@@ -144,21 +142,10 @@ class RunCopy:
 
     def _append(self, journal: bytes) -> None:
         """Write the bytes at once: a server may send them without end."""
-        with self._translated_errors():
-            file = self._disk.append_to(self._collected, self.journal_bytes)
-            try:
-                if file.write(journal) < len(journal):
-                    raise OSError(0, "there is too little space")
-            finally:
-                file.close()
-        self.journal_bytes += len(journal)
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
+        file = self._disk.append_to(self._collected, self.journal_bytes)
         try:
-            yield
-        except OSError as error:
-            raise FileWriteError(
-                f"the copy of the journal, {self._journal}, cannot be written: {error.strerror}; "
-                f"expected a writable directory on a disk with free space"
-            ) from error
+            if file.write(journal) < len(journal):
+                raise OSError(f"there is too little space for {self._collected}")
+        finally:
+            file.close()
+        self.journal_bytes += len(journal)

@@ -216,7 +216,7 @@ class StandbyLoop:
             if (facts := self._copy.take_in(followed)) is not None:
                 self._takes(facts)
                 self._next_state_s = now + STATE_EVERY_S
-        except DistNetError as error:  # such as a full disk
+        except (DistNetError, OSError) as error:  # such as a full disk
             logger.error("not_copied error=%s", error)
             self._next_state_s = now + STATE_EVERY_S
             return
