@@ -73,8 +73,6 @@ from dist_net.wire.token import STANDBY_OF_RUN, TRAINING, JoinToken
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
 
-PLACES = "places"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_arguments(parser, "server", "'dist-net train --listen ADDRESS'")
@@ -139,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
             if route.text:  # the run has standbys
                 with suppress(OSError):
                     shutil.copytree(directory.keys, kept, dirs_exist_ok=True)
-                    (kept / PLACES).write_text(route.text)
+                    (kept / "places").write_text(route.text)
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
 
@@ -150,7 +148,7 @@ def _join(token: JoinToken, kept: Path, route: ServerRoute, timeout_s: float) ->
         return join_by_token(token, timeout_s=timeout_s)
     except DistNetError:
         with suppress(DistNetError, OSError):
-            route.learn((kept / PLACES).read_text())
+            route.learn((kept / "places").read_text())
             route.turn()
             run = Following(ServerAccess(token.addresses[0], load_peer_keys(kept)), route=route)
             with run.observed(timeout_s):

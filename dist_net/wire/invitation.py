@@ -105,7 +105,7 @@ def invite_again(
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise KeyFileError(
             f"cannot read {path} ({error}); expected the keys of a server that was started "
-            f"with --listen tcp://HOST:PORT, or a run's directory"
+            f"with --listen tcp://HOST:PORT, or the directory of a run that this host serves"
         ) from error
     return invite(directory, STANDBY_OF_RUN if standby else kind, addresses, lifetime_s)
 
