@@ -68,7 +68,7 @@ class RunCopy:
         return len(self._state)
 
     def _begin_journal(self) -> None:
-        """Collect another journal beside the one in ``journal``, until a state has arrived."""
+        """Collect another journal beside ``journal``, until a state has arrived."""
         self._collected = self._journal.with_name(f"{self._journal.name}.collected")
         self.journal_bytes = 0
 
@@ -145,7 +145,7 @@ class RunCopy:
         file = self._disk.append_to(self._collected, self.journal_bytes)
         try:
             if file.write(journal) < len(journal):
-                raise OSError(f"there is too little space for {self._collected}")
+                raise OSError(f"too little space for {self._collected}")
         finally:
             file.close()
         self.journal_bytes += len(journal)

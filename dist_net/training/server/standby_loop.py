@@ -48,7 +48,7 @@ OpenServer = Callable[[Remembered, int], AbstractContextManager[ServerLoop]]
 class StandbyLoop:
     """Follow a run until it is over, or until this standby has served it to its end.
 
-    ``server`` is where it is at first. ``socket``, at ``address``, is borrowed. ``takes`` is called
+    ``server`` is its first place. ``socket``, at ``address``, is borrowed. ``takes`` is called
     with the facts of each state that is on the disk, and ``remembers`` with the run's hosts when
     they have changed; ``others`` were those before this process. ``turns`` is the loop as a
     generator, as ``ServerLoop`` has one.
