@@ -23,13 +23,7 @@ from dist_net.command_line import (
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import (
-    BadInputError,
-    DatasetError,
-    DistNetError,
-    RecipeError,
-    SupersededError,
-)
+from dist_net.errors import BadInputError, DatasetError, DistNetError, RecipeError, SupersededError
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
