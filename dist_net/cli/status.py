@@ -248,7 +248,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     )
     yield report["consistency"], exchange_facts(report)
     for standby in report["standbys"]:
-        yield "standby", Text(f"{standby['host']} at {standby['address']}, {_behind(standby)}")
+        where = f"at {standby['address']}" if standby["address"] else "copies only"
+        yield "standby", Text(f"{standby['host']} {where}, {_behind(standby)}")
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])
 

@@ -284,10 +284,10 @@ class RecipeOffer(NamedTuple):
 class Follow(NamedTuple):
     """A standby requests what it lacks of a run, several times a second.
 
-    ``address`` is where it would be the server, and ``public_key`` (Z85) its key, which the
-    server's socket fills in. It has ``journal_bytes`` of the journal of ``term``, and the whole
-    state of ``version``, after ``samples`` applied samples. With ``wants_state``, it has received
-    ``state_bytes`` of the next one, ``state_version``. ``sent_s`` and ``heard_s``: see
+    ``address`` is where it would be the server, "" if it only copies; ``public_key`` (Z85) is its
+    key, which the server's socket fills in. It has ``journal_bytes`` of the journal of ``term``,
+    and the whole state of ``version``, after ``samples`` applied samples. With ``wants_state``, it
+    has received ``state_bytes`` of the next one, ``state_version``. ``sent_s`` and ``heard_s``: see
     ``Heartbeat``. If it ``leaves``, the run no longer counts on it; if it ``serves``, it has begun
     ``term`` itself.
     """

@@ -1,6 +1,6 @@
 """The process of a parameter server, for one run.
 
-    python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY LISTEN_ADDRESS...
+    python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY [LISTEN_ADDRESS...]
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
         [--contact HOST] [--follow ADDRESS [--follow-keys DIR]]
 
@@ -13,7 +13,8 @@ It reads the run's options from the run directory, with facts about the dataset;
 the dataset. ``--threads``: how many threads each worker of this host uses, for the journal. Other
 hosts reach it at HOST. With ``--follow`` it is a standby of the server at ADDRESS: it prints
 ``STANDBY ADDRESS...``, keeps a copy of the run in the directory, and is READY once it serves the
-run.
+run. Without a LISTEN_ADDRESS it never does: the process that started it decides when the copy is
+needed.
 """
 
 import argparse
@@ -52,7 +53,7 @@ from dist_net.wire.transport import ClientSocket, ServerSocket, access_with
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", type=Path)
-    parser.add_argument("listen", nargs="+")
+    parser.add_argument("listen", nargs="*")
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -82,8 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
         follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
         key = "" if follow_keys is None else follow_keys.server_public.decode()
         host = arguments.contact or (arguments.follow and host_towards(arguments.follow))
-        port = listening.contact_addresses[-1].rpartition(":")[2]
-        address = f"tcp://{bracketed(host or socket.gethostname())}:{port}"
+        ports = [each.rpartition(":")[2] for each in listening.contact_addresses]
+        own_host = bracketed(host or socket.gethostname())
+        address = f"tcp://{own_host}:{ports[-1]}" if ports else ""
 
         def connect(place: Standby) -> ClientSocket:
             access = access_with(follow_keys or keys, place)
@@ -109,6 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
             with directory.translated_errors(), directory.metrics.open("a") as file:
                 file.write(str(facts.get("metrics", "")))  # those before this standby followed
 
+        def remember(known: Remembered) -> None:
+            directory.write(directory.standbys, json.dumps(known))
+
         standby = StandbyLoop(
             connect,
             Standby(arguments.follow, key),
@@ -120,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             opened,
             takes,
             others,
-            lambda known: directory.write(directory.standbys, json.dumps(known)),
+            remember if address else lambda _: None,
         )
         with closing(standby), ThreadPoolExecutor(2, "writer") as writer:
             stop_on_signals(standby.stop, arguments.parent)

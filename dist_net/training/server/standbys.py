@@ -108,7 +108,12 @@ class Standbys:
     @property
     def text(self) -> str:
         """The list for everyone in touch with the server; "" without standbys."""
-        return standbys_text(each.standby for each in self._followers.values())
+        return standbys_text(each.standby for each in self._successors)
+
+    @property
+    def _successors(self) -> list[Follower]:
+        """The standbys that may begin the next term; one without an address only copies."""
+        return [each for each in self._followers.values() if each.standby.address]
 
     @property
     def hosts(self) -> list[str]:
@@ -118,7 +123,7 @@ class Standbys:
     @property
     def remembered(self) -> Remembered:
         """The hosts and standbys, for another start of the server."""
-        standbys = ((*each.standby, each.host) for each in self._followers.values())
+        standbys = ((*each.standby, each.host) for each in self._successors)
         return Remembered(tuple(self._seen_s), tuple(standbys), self._former)
 
     def hears(self, host: str, now: float) -> None:
@@ -177,7 +182,7 @@ class Standbys:
     @property
     def _is_free(self) -> bool:
         """Whether no standby may take over, and no former server has a majority."""
-        return self._has_begun and not self._followers
+        return self._has_begun and not self._successors
 
     def _bound(self, now: float) -> set[str]:
         """Return the server's host, and the hosts that are bound by a promise."""

@@ -59,11 +59,12 @@ class Succession:
     def is_due(self, term: int, version: int, now: float) -> bool:
         """Return whether to begin the next term from the state ``version`` of ``term``.
 
-        Call this several times a second. Time in which this process was stopped does not count.
+        Call this several times a second. Time in which this process was stopped does not count. A
+        standby without an address only copies.
         """
         self.heard_s += max(0.0, now - self._looked_s - MAX_LOOK_S)
         self._looked_s = now
-        if now < self.heard_s + self._takeover_after_s:
+        if now < self.heard_s + self._takeover_after_s or not self._address:
             return False
         since_s = max(self.heard_s, now - VISIT_S)
         reached = {host for host, seen_s in self._visits_s.items() if seen_s > since_s}

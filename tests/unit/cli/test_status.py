@@ -71,6 +71,8 @@ def test_each_standby_is_shown_with_how_far_it_is_behind(report: dict[str, Any])
     expected = "1,200 versions, 38,400 samples, 1.2 s behind; heard 0.5 s ago"
     shown = drawn(run_view(report), width=200)
     assert f"there at tcp://there:5, {expected}" in shown
+    copy = drawn(run_view(report | {"standbys": [standby | {"address": ""}]}), width=200)
+    assert f"there copies only, {expected}" in copy
     assert "the run waits" in shown
     assert f"standby there {expected}" in run_line(report)
 

@@ -15,7 +15,7 @@ from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import new_run, opened_journal
 from dist_net.training.server.members import Promise
 from dist_net.training.server.ownership import next_term
-from dist_net.training.server.protocol import ParameterServer
+from dist_net.training.server.protocol import ParameterServer, SendCopy
 from dist_net.training.server.standby_copy import PART_BYTES, RunCopy, SentState
 from dist_net.training.server.standbys import Remembered, is_majority
 from dist_net.training.server.succession import Succession
@@ -115,6 +115,22 @@ def test_a_standby_that_cannot_take_over_is_not_waited_for(why: str) -> None:
         following(desk, public_key=KEY)
     assert standbys.remembered == Remembered()
     assert standbys.hold(desk.now + 10.0)
+
+
+def test_a_standby_without_an_address_copies_and_begins_no_term() -> None:
+    desk = Desk()
+    desk.server = ParameterServer(desk.run, 7, host="server")
+    (copied,) = following(desk, sent_s=desk.now, heard_s=desk.now, address="", public_key=KEY)
+    assert isinstance(copied, SendCopy)
+    standbys = desk.server.standbys
+    assert standbys.text == ""
+    assert standbys.remembered.standbys == ()
+    assert standbys.hold(desk.now + 10.0)  # although half of the hosts are silent
+    assert [each["host"] for each in desk.report()["standbys"]] == [FOLLOW.host]
+    copy = Succession("standby", "", 5.0)
+    copy.hears(Followed(7, 0.0, 3, "server", "[]", "", 0, 0, 0, ()), 0.0)
+    copy.visits("server", 4.0)
+    assert not due(copy, 60.0)
 
 
 def test_terms_grow_and_are_of_one_server() -> None:
