@@ -54,8 +54,7 @@ class ForkingProcesses(LocalProcesses):
         self._answer_by_s = math.inf
         self._child: Child | None = None
 
-    @property
-    def poll_s(self) -> float:
+    def poll(self) -> float:
         return POLL_S if self._orders else IDLE_POLL_S
 
     def start(self, spec: ProcessSpec) -> RunningChild:

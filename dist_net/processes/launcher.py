@@ -98,9 +98,8 @@ class LocalProcesses:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @property
-    def poll_s(self) -> float:
-        """The interval at which to check for ended processes."""
+    def poll(self) -> float:
+        """Look after the launcher's own processes; return the seconds until the next call."""
         return POLL_S
 
     @property

@@ -7,26 +7,26 @@ between the processes, encrypted with keys that the actors receive. Each node ne
 
 import logging
 import math
-import secrets
 import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from dist_net.command_line import importing
+from dist_net.command_line import TRUST, importing
 from dist_net.errors import DistNetError, ProcessFailedError, RayClusterError, SettingError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
 from dist_net.processes.cores import cores_beside_server
 from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.own_directory import temporary_directory
-from dist_net.processes.ray_keeper import KEYS, RUN, KeeperActor, Seen, ServerPlace, SharedRun
+from dist_net.processes.ray_keeper import KEYS, KeeperActor, Seen, ServerPlace, contents
 from dist_net.wire.address import bracketed, contact_address
-from dist_net.wire.security import OPERATOR, WORKER, add_keys, create_keys, load_peer_keys
+from dist_net.wire.security import OPERATOR, STANDBY, WORKER, add_keys, create_keys, load_peer_keys
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +43,23 @@ KILLED_WITHIN_S = 3.0
 SOON_PLACED_S = 5.0
 SETTLED_S = 2.0  # until Ray's count of free CPUs includes a placed worker
 REACHED_WITHIN_S = 1.0
-MARK = "ray"
 LOST = -int(signal.SIGKILL)
 
 
 class RayProcess:
-    """A process on a node. Its output is copied to ``files``. ``listens_at``: of a server."""
+    """A process on a node. Its output is copied to ``files``. ``listens_at``: of a server.
+
+    ``take_back`` receives the files that it leaves in a private run directory.
+    """
 
     def __init__(
-        self, ray: Any, actor: Any, started: Any, files: tuple[Path, Path], listens_at: str = ""
+        self,
+        ray: Any,
+        actor: Any,
+        started: Any,
+        files: tuple[Path, Path],
+        listens_at: str,
+        take_back: Callable[[Mapping[str, bytes]], None],
     ) -> None:
         self._ray = ray
         self._actor = actor
@@ -59,6 +67,7 @@ class RayProcess:
         self._lock = threading.RLock()  # the supervisor polls in another thread
         self._said, self._log = files
         self._listens_at = listens_at
+        self._take_back = take_back
         self._exit_code: int | None = None
         self._asked_s = time.monotonic()
         self.is_placed = False
@@ -132,6 +141,8 @@ class RayProcess:
             if seen.exit_code is None:
                 self._answer = self._actor.watch.remote()
             else:
+                if seen.left:
+                    self._take_back(seen.left)
                 self._end(seen.exit_code)
 
     def _say(self, line: str) -> None:
@@ -165,9 +176,10 @@ class RayCluster(LocalProcesses):
     """A launcher on the Ray cluster at ``address``; output is copied to files in ``logs``.
 
     The server of ``run`` is placed on the node of this process if that has a free CPU. On another
-    node it needs a run directory on shared storage. Workers read the recipe from shared storage, or
-    receive its files. Without a run, this process itself is the server: see ``serve_at``. A server
-    waits for a free CPU for ``start_timeout_s`` at most.
+    node it writes to a private run directory, which a standby copies to ``run``: if that node is
+    lost, the next server continues from there. Workers receive the recipe's files. Without a run,
+    this process itself is the server: see ``serve_at``. A server waits for a free CPU for
+    ``start_timeout_s`` at most.
     """
 
     server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
@@ -185,22 +197,21 @@ class RayCluster(LocalProcesses):
         self._node = self._ray.get_runtime_context().get_node_id()
         super().__init__(logs.absolute())
         self._run = run
+        self._path = "" if run is None else str(run.path.absolute())
         self._place: ServerPlace | None = None
         self._keeper: Any = None  # the actor of the server
         self._server: RayProcess | None = None
+        self._spec: ProcessSpec | None = None  # of the server
+        self._standby: RayProcess | None = None
         self._workers: list[RayProcess] = []
         self._room_again_s = 0.0
 
     def __enter__(self) -> Self:
         self._keys = self.key_directory = self._stack.enter_context(temporary_directory()) / KEYS
         create_keys(self._keys)
-        for role in (WORKER, OPERATOR):
+        for role in (WORKER, OPERATOR, STANDBY):
             add_keys(self._keys, role)
-        if self._run is not None:  # nodes that share its directory find the mark
-            self._mark = secrets.token_hex()
-            mark = self._logs / MARK
-            mark.write_text(self._mark)
-            self._stack.callback(mark.unlink, missing_ok=True)
+        if self._run is not None:
             # Ray prints messages about nodes to stdout, which is for the run's result.
             said = self._stack.enter_context((self._logs / "ray.log").open("a"))
             self._stack.enter_context(redirect_stdout(said))
@@ -232,27 +243,62 @@ class RayCluster(LocalProcesses):
 
     def start(self, spec: ProcessSpec) -> RunningChild:
         """Start a process; workers may wait. Raise ProcessFailedError if a server finds no CPU."""
-        with outputs(spec.name, self._logs):
-            pass  # create and truncate them
-        if spec.is_server:
-            if self._keeper is None or (self._server is not None and self._server.lost):
-                self._place_server(spec)
-            actor = self._keeper
-        else:
-            actor = self._actor(spec, self._worker_files(), None)
-        shared = None
-        if self._run is not None:
-            shared = SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
-        started = actor.start.remote(spec, self._place, shared)
-        files = output_files(spec.name, self._logs)
-        listens_at = self._place.beyond if spec.is_server and self._place else ""
-        process = RayProcess(self._ray, actor, started, files, listens_at)
-        if spec.is_server:
-            self._server = process
-        else:
+        if not spec.is_server:
+            actor = self._actor(spec, contents(self._keys / WORKER), "SPREAD")
+            process = self._started(spec, actor, self._run_files())
             self._workers = [each for each in self._workers if each.poll() is None]
             self._workers.append(process)
-        return RunningChild(spec.name, self._logs, process)
+            return RunningChild(spec.name, self._logs, process)
+        assert self._run is not None
+        run: dict[str, bytes] = {}  # a restarted server has its files
+        if self._keeper is None or (self._server is not None and self._server.lost):
+            self._place_server(spec)
+            checkpoints = self._run.path.glob("checkpoint*.safetensors")
+            more = self._run.manifest, self._run.initial, self._run.journal
+            run = self._run_files(*more, *checkpoints)
+        assert self._place is not None
+        is_here = self._place.node == self._node
+        self._spec = spec
+        self._server = self._started(spec, self._keeper, self._path if is_here else run)
+        if self._standby is None and not is_here:
+            self._follow()
+        return RunningChild(spec.name, self._logs, self._server)
+
+    def _started(self, spec: ProcessSpec, actor: Any, run: str | dict[str, bytes]) -> RayProcess:
+        with outputs(spec.name, self._logs):
+            pass  # create and truncate them
+        started = actor.start.remote(spec, self._place, run)
+        files = output_files(spec.name, self._logs)
+        listens_at = self._place.beyond if spec.is_server and self._place else ""
+        return RayProcess(self._ray, actor, started, files, listens_at, self._take_back)
+
+    def poll(self) -> float:
+        if self._standby is not None and (self._standby.poll() or 0) < 0:  # it was killed
+            self._follow()
+        return super().poll()
+
+    def _follow(self) -> None:
+        """Start a standby on this node, which copies the run from the server's node."""
+        assert self._spec is not None
+        assert self._run is not None
+        words = Given.RUN_DIRECTORY, "--follow", Given.SERVER, "--follow-keys", Given.KEYS, TRUST
+        spec = replace(self._spec, name=STANDBY, arguments=words, cores=0, is_server=False)
+        actor = self._actor(spec, contents(self._keys / STANDBY), self._here(soft=False))
+        self._run.owner.unlink(missing_ok=True)  # of a server in this directory
+        self._standby = self._started(spec, actor, self._path)
+
+    def _take_back(self, left: Mapping[str, bytes]) -> None:
+        """Write what a server on another node has left: its standby may lack the end."""
+        self._end_standby()
+        assert self._run is not None
+        for name, content in left.items():  # the journal before the checkpoint
+            with self._run.replacing(self._run.path / name) as file:
+                file.write_bytes(content)
+
+    def _end_standby(self) -> None:
+        standby, self._standby = self._standby, None  # `poll` starts no other
+        if standby is not None:
+            standby.kill()
 
     def cores_each(self, workers: int) -> int:
         cores = self._cores_of_nodes()
@@ -281,13 +327,10 @@ class RayCluster(LocalProcesses):
         self._end_server()
         for process in self._workers:  # of a lost server: they hold all CPUs
             process.drop()
-        near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self._node, soft=True, _spill_on_unavailable=True
-        )
         deadline = time.monotonic() + self._start_timeout_s
         self._place = None
         while self._place is None:
-            self._keeper = self._actor(spec, self._server_files(), near)
+            self._keeper = self._actor(spec, self._server_keys(), self._here(soft=True))
             placed = self._keeper.place_server.remote()
             if not self._ray.wait([placed], timeout=SOON_PLACED_S)[0]:
                 logger.warning("no CPU is free yet for %s", spec.name)
@@ -306,15 +349,22 @@ class RayCluster(LocalProcesses):
                         f"Ray could not start {spec.name}: {_in_a_line(error)}"
                     ) from error
 
-    def _actor(self, spec: ProcessSpec, files: dict[str, bytes], strategy: Any) -> Any:
+    def _actor(self, spec: ProcessSpec, keys: dict[str, bytes], strategy: Any) -> Any:
         made = self._ray.remote(KeeperActor).options(
             num_cpus=spec.cores,
             max_concurrency=METHODS_AT_ONCE,
-            scheduling_strategy=strategy or "SPREAD",
+            scheduling_strategy=strategy,
         )
-        return made.remote(files)
+        return made.remote(keys)
+
+    def _here(self, *, soft: bool) -> Any:
+        """Return the strategy to place an actor on this node; ``soft``: or on another."""
+        return self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._node, soft=soft, _spill_on_unavailable=soft
+        )
 
     def _end_server(self) -> None:
+        self._end_standby()
         if self._server is not None and self._server.poll() is None:
             self._server.kill()
         if self._keeper is not None:
@@ -324,19 +374,17 @@ class RayCluster(LocalProcesses):
             self._ray.kill(self._keeper)
         self._keeper = self._server = None
 
-    def _server_files(self) -> dict[str, bytes]:
+    def _server_keys(self) -> dict[str, bytes]:
         """Return the server's keys and its list of allowed peers."""
         root = self._keys
-        files = [*root.glob("server.*"), *root.glob("*s/*.key")]
-        return {f"{KEYS}/{file.relative_to(root)}": file.read_bytes() for file in files}
+        return contents(root, *root.glob("server.*"), *root.glob("*s/*.key"))
 
-    def _worker_files(self) -> dict[str, bytes]:
-        """Return a worker's keys and the run's recipe."""
-        files = {f"{KEYS}/{file.name}": file for file in (self._keys / WORKER).iterdir()}
-        if self._run is not None:
-            names = [self._run.options.name, *self._run.recipe_of_options()[1]]
-            files |= {f"{RUN}/{name}": self._run.path / name for name in names}
-        return {name: file.read_bytes() for name, file in files.items() if file.exists()}
+    def _run_files(self, *more: Path) -> dict[str, bytes]:
+        """Return the options and the recipe of the run, and ``more`` of its files."""
+        if self._run is None:
+            return {}
+        names = self._run.options.name, *self._run.recipe_of_options()[1]
+        return contents(self._run.path, *(self._run.path / name for name in names), *more)
 
 
 def connected(address: str) -> Any:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dist_net.errors import RunDirectoryError
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes import ray_parent
 from dist_net.processes.child import RunningChild, outputs
 from dist_net.processes.kernels import python_with
@@ -29,19 +29,6 @@ KEYS = "keys"
 RUN = "run"
 
 
-class SharedRun(NamedTuple):
-    """A run directory. A node shares it if its copy of ``file`` has this ``content``."""
-
-    path: str
-    file: str
-    content: str
-
-    def is_seen(self) -> bool:
-        with suppress(OSError):
-            return (Path(self.path) / self.file).read_text() == self.content
-        return False
-
-
 class ServerPlace(NamedTuple):
     """The node of the cluster's server, and its addresses on that node and for other nodes."""
 
@@ -54,6 +41,7 @@ class Seen(NamedTuple):
     """A report on a process: its new output and, after the last output, its exit code.
 
     ``is_shortened``: the log was cut since the last report, and ``logged`` is its whole content.
+    ``left``: what a server leaves in a private run directory at its end, by name.
     """
 
     process_id: int
@@ -62,21 +50,31 @@ class Seen(NamedTuple):
     said: bytes = b""
     logged: bytes = b""
     is_shortened: bool = False
+    left: Mapping[str, bytes] | None = None
+
+
+def contents(root: Path, *files: Path) -> dict[str, bytes]:
+    """Return the contents of those files that exist, or of all, by their path in ``root``."""
+    existing = filter(Path.is_file, files or root.iterdir())
+    return {str(each.relative_to(root)): each.read_bytes() for each in existing}
 
 
 class ProcessKeeper:
     """Run one process on the node ``node``, whose IP address is ``host``.
 
-    It writes ``files``, by path, to a private directory. ``watch`` may run beside other methods.
+    It writes the files of ``keys`` to a private directory. ``watch`` may run beside other methods.
     """
 
-    def __init__(self, node: str, host: str, files: Mapping[str, bytes]) -> None:
+    def __init__(self, node: str, host: str, keys: Mapping[str, bytes]) -> None:
         self._node = node
         self._host = host
         self._stack = ExitStack()
         self._directory = self._stack.enter_context(temporary_directory())
+        self._write(KEYS, keys)
+
+    def _write(self, directory: str, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
-            path = self._directory / name
+            path = self._directory / directory / name
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                 file.write(content)
@@ -90,20 +88,17 @@ class ProcessKeeper:
         beyond = f"tcp://{bracketed(self._host)}:{held.getsockname()[1]}"
         return ServerPlace(self._node, f"ipc://{self._directory}/server", beyond)
 
-    def start(self, spec: ProcessSpec, server: ServerPlace, run: SharedRun | None) -> Seen:
-        """Start the process; raise RunDirectoryError if a server's run is not on this node."""
-        is_seen = run is not None and run.is_seen()
-        if spec.is_server and run is not None and not is_seen:
-            raise RunDirectoryError(
-                f"the run directory {run.path} is not seen on the node {self._host}, where the "
-                f"parameter server was placed; expected storage that all nodes see, or a free CPU "
-                f"on the node of this command"
-            )
+    def start(self, spec: ProcessSpec, server: ServerPlace, run: str | Mapping[str, bytes]) -> Seen:
+        """Start the process in the run directory ``run``, or in a private one with these files."""
+        self._run = RunDirectory(self._directory / RUN)
+        self._is_private = not isinstance(run, str)
+        if not isinstance(run, str):
+            self._write(RUN, run)
         given = {
             Given.SERVER: server.near if server.node == self._node else server.beyond,
             Given.SERVER_BEYOND: server.beyond,
             Given.KEYS: str(self._directory / KEYS),
-            Given.RUN_DIRECTORY: run.path if run and is_seen else str(self._directory / RUN),
+            Given.RUN_DIRECTORY: run if isinstance(run, str) else str(self._run.path),
         }
         self._spec = spec
         self._offsets = [0, 0]
@@ -132,9 +127,13 @@ class ProcessKeeper:
             if said or logged:
                 return self._seen(said, logged, is_shortened)
             if exit_code is not None:
+                seen = self._seen(exit_code=exit_code)
                 if not self._spec.is_server:
                     self.close()
-                return self._seen(exit_code=exit_code)
+                elif exit_code == 0 and self._is_private:
+                    left = self._run.journal, self._run.checkpoint  # in the order to write them
+                    seen = seen._replace(left=contents(self._run.path, *left))
+                return seen
             if time.monotonic() > deadline:
                 return self._seen()
             time.sleep(pause_s)
@@ -170,8 +169,8 @@ class ProcessKeeper:
 class KeeperActor(ProcessKeeper):
     """``ProcessKeeper`` as a Ray actor; asks Ray for its node."""
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
         import ray
 
         node = ray.get_runtime_context().get_node_id()
-        super().__init__(node, ray.util.get_node_ip_address(), files)
+        super().__init__(node, ray.util.get_node_ip_address(), keys)

@@ -10,7 +10,7 @@ from functools import partial
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import RunningChild, end
-from dist_net.processes.launcher import LocalProcesses, ProcessSpec
+from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 
 RESTARTS = 3
 FIRST_PAUSE_S = 0.2
@@ -130,7 +130,7 @@ class Supervisor:
         """Handle the processes that have ended; return the seconds until the next call is due."""
         with self._lock:
             if self._is_stopped.is_set():
-                return self._launcher.poll_s
+                return POLL_S
             for process in [*self._servers, *self._workers]:
                 self._look(process)
             if self._worker is not None and self._address != self._launcher.address:
@@ -143,7 +143,7 @@ class Supervisor:
                 for each in (*self._servers, *self._workers)
                 if each.restart_at_s is not None
             ]
-            return max(0.0, min([self._launcher.poll_s, *due_s]))
+            return max(0.0, min([self._launcher.poll(), *due_s]))
 
     def restart_workers(self) -> None:
         """Kill all workers, and start as many."""
@@ -188,7 +188,7 @@ class Supervisor:
         """Wait until another process runs in the place of ``died``; return False if none will."""
         while process.child is died and not process.is_over:
             self.require_running()
-            self._is_stopped.wait(self._launcher.poll_s)
+            self._is_stopped.wait(POLL_S)
         return process.child is not died
 
     def end(self, grace_s: float, server_grace_s: float | None = None) -> None:

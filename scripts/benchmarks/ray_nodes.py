@@ -45,6 +45,11 @@ class RayNodes:
         self._answers.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
+    @property
+    def process_id(self) -> int:
+        """The process that started all nodes."""
+        return self._process.pid
+
     def add(self, cpus: int) -> str:
         """Gives the new node's id."""
         return self._order(f"add {cpus}")

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from dist_net.errors import RunDirectoryError
 from dist_net.processes.launcher import Given, ProcessSpec
-from dist_net.processes.ray_keeper import ProcessKeeper, Seen, ServerPlace, SharedRun
-from naming import naming
+from dist_net.processes.ray_keeper import ProcessKeeper, Seen, ServerPlace
 
 Eventually = Callable[[Callable[[], Any]], Any]
 
@@ -32,7 +30,7 @@ ARGUMENTS = (Given.RUN_DIRECTORY, Given.SERVER, Given.KEYS)
 def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessKeeper]:
     (tmp_path / "module_on_ray.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made = ProcessKeeper("here", "127.0.0.1", {"keys/worker.key": b"a key", "run/recipe.py": b"1"})
+    made = ProcessKeeper("here", "127.0.0.1", {"worker.key": b"a key"})
     yield made
     made.close()
 
@@ -48,7 +46,7 @@ def heard(keeper: ProcessKeeper) -> list[Seen]:
 def test_a_worker_is_told_where_things_are_and_its_outputs_are_copied(
     keeper: ProcessKeeper,
 ) -> None:
-    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, None)
+    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, {"recipe.py": b"1"})
     first = keeper.watch()
     while not (first.said and first.logged):
         more = keeper.watch()
@@ -66,16 +64,24 @@ def test_a_worker_is_told_where_things_are_and_its_outputs_are_copied(
 
 
 def test_what_is_killed_is_told_by_its_signal(keeper: ProcessKeeper) -> None:
-    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, None)
+    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, {})
     keeper.signal(signal.SIGKILL)
     assert heard(keeper)[-1].exit_code == -signal.SIGKILL
 
 
-def test_a_server_is_not_started_where_its_run_directory_is_not_seen(
+def test_what_a_server_leaves_in_a_private_directory_is_in_its_last_report(
     keeper: ProcessKeeper, tmp_path: Path
 ) -> None:
-    (tmp_path / "mark").write_text("of another run")
-    run = SharedRun(str(tmp_path), "mark", "of this run")
+    files = {"journal": b"12", "checkpoint.safetensors": b"3", "options.json": b"{}", "gate": b""}
     spec = ProcessSpec("parameter-server", "module_on_ray", ARGUMENTS, is_server=True)
-    with pytest.raises(RunDirectoryError, match=naming("node 127.0.0.1", "run directory")):
-        keeper.start(spec, SERVER, run)
+    keeper.start(spec, SERVER, files)
+    left = heard(keeper)[-1].left
+    assert list((left or {}).items()) == [("journal", b"12"), ("checkpoint.safetensors", b"3")]
+    keeper.start(spec, SERVER, {})  # it finds them again after a restart
+    assert heard(keeper)[-1].left == left
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    keeper.start(spec, SERVER, str(tmp_path))
+    told = heard(keeper)
+    assert b"".join(each.said for each in told).split()[0].decode() == str(tmp_path)
+    assert told[-1].left is None

@@ -60,6 +60,9 @@ class FakeLauncher:
     poll_s = 0.1
     address = "here"
 
+    def poll(self) -> float:
+        return self.poll_s
+
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self.started: list[tuple[str, FakeProcess]] = []
