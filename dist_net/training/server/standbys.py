@@ -222,7 +222,7 @@ class Standbys:
 
     def elsewhere(self, now: float) -> list[Standby]:
         """Return where another server may be: the silent standbys, and the former servers."""
-        silent = [each for each in self._followers.values() if now > each.heard_s + self._lasts_s]
+        silent = [each for each in self._successors if now > each.heard_s + self._lasts_s]
         return [each.standby for each in silent] + [Standby(*each) for each in self._former]
 
     def report(self, version: int, samples: int, now: float) -> list[dict[str, Any]]:

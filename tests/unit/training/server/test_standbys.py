@@ -127,10 +127,12 @@ def test_a_standby_without_an_address_copies_and_begins_no_term() -> None:
     assert standbys.remembered.standbys == ()
     assert standbys.hold(desk.now + 10.0)  # although half of the hosts are silent
     assert [each["host"] for each in desk.report()["standbys"]] == [FOLLOW.host]
-    copy = Succession("standby", "", 5.0)
-    copy.hears(Followed(7, 0.0, 3, "server", "[]", "", 0, 0, 0, ()), 0.0)
-    copy.visits("server", 4.0)
-    assert not due(copy, 60.0)
+    for address in (FOLLOW.address, ""):
+        copy = Succession("standby", address, 5.0, 0.0)
+        others = json.dumps([["standby"], []])
+        copy.hears(Followed(7, 0.0, 3, "server", others, "", 0, 0, 0, ()), SERVER, 0.0)
+        copy.visits("server", 4.0)
+        assert due(copy, 6.0) == bool(address)
 
 
 def test_terms_grow_and_are_of_one_server() -> None:
