@@ -77,6 +77,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
+"""How long a server answers its peers once the run is over, and before that, copies it to them."""
+
 BASE, RESULT = 0, 1
 """The states in a worker's shared memory: to begin from, and after its local steps."""
 
@@ -427,8 +429,11 @@ class ServerLoop:
         logger.error("journal_ends_early error=%s", self._journal.error)
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
-        """Answer until all peers know that the run is over, for at most ``STOP_GRACE_S``."""
+        """Answer until all peers know that the run is over, and standbys have its last state."""
         deadline = self._clock.now() + STOP_GRACE_S
+        if self._server.standbys.text:
+            self._server.copies_until_s = deadline
+            deadline += STOP_GRACE_S
         while (
             (len(self._run.members) or self._server.standbys.text)
             and self._clock.now() < deadline

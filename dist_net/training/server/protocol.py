@@ -21,6 +21,7 @@ answer.
 
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -97,7 +98,8 @@ class ParameterServer:
 
     ``term``, of this start of the server, is above any before. ``host`` and ``remembered``: see
     ``Standbys``. ``offer`` is sent to hosts that request the recipe. ``journal_lag`` was measured
-    when last checked. It ``diverges`` if nothing more can be learnt from its state.
+    when last checked. It ``diverges`` if nothing more can be learnt from its state. Standbys copy
+    the last state of a finished run before they leave it, until ``copies_until_s``.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class ParameterServer:
         self.stop_reason: str | None = None
         self.is_suspended = False
         self.diverges = False
+        self.copies_until_s = math.inf
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
@@ -355,8 +358,11 @@ class ParameterServer:
         return Work(member.worker_id, member.received_id, lease.lease_id, lease.steps, state)
 
     def _stop(self) -> Stop | None:
-        """Return the message to every worker once the run has ended."""
-        if self.run.ledger.finished:
+        """Return the message to every worker once the run has ended.
+
+        If it has standbys, that is after its last evaluation: another may have to take that.
+        """
+        if self.run.ledger.finished and (self.stop_reason is not None or not self.standbys.text):
             return Stop("every epoch is done", finished=True)
         if self.stop_reason is None or self.is_suspended:
             return None
@@ -382,7 +388,8 @@ class ParameterServer:
         if follow.serves:  # in an earlier term
             known = self.term, follow.sent_s, self.run.store.version, self.standbys.host
             return [SendToPeer(node, Followed(*known, "[]", "", 0, 0, 0, ()))]
-        if (stop := self._stop()) is not None:
+        has_all = follow.version == self.run.store.version or now > self.copies_until_s
+        if (stop := self._stop()) is not None and (has_all or not stop.finished):
             self.standbys.follows(follow._replace(leaves=True), now)  # it begins no other term
             return [SendToPeer(node, stop)]
         if self.is_suspended:

@@ -8,18 +8,18 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from desk import SETTINGS, SIZE, Desk
+from desk import SETTINGS, SIZE, Desk, a_run
 from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import ProtocolError, SupersededError
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import new_run, opened_journal
 from dist_net.training.server.members import Promise
 from dist_net.training.server.ownership import next_term
-from dist_net.training.server.protocol import ParameterServer, SendCopy
+from dist_net.training.server.protocol import ParameterServer, SendCopy, ServerCommand
 from dist_net.training.server.standby_copy import PART_BYTES, RunCopy, SentState
 from dist_net.training.server.standbys import Remembered, is_majority
 from dist_net.training.server.succession import Succession
-from dist_net.wire.messages import Equipment, Follow, Followed, Join, Work
+from dist_net.wire.messages import Alive, Equipment, Follow, Followed, Join, Stop, Work
 from dist_net.wire.standbys import MAX_STANDBYS, ServerRoute, Standby, standbys_in, standbys_text
 
 HOSTS = "server", "standby", "third", "fourth", "fifth"
@@ -67,7 +67,7 @@ def test_a_clock_that_is_slow_breaks_no_promise() -> None:
     assert len(promise.received) < 5
 
 
-def following(desk: Desk, **changes: object) -> object:
+def following(desk: Desk, **changes: object) -> list[ServerCommand]:
     return desk.server.handle(b"standby", FOLLOW._replace(**changes), desk.now)
 
 
@@ -133,6 +133,27 @@ def test_a_standby_without_an_address_copies_and_begins_no_term() -> None:
         copy.hears(Followed(7, 0.0, 3, "server", others, "", 0, 0, 0, ()), SERVER, 0.0)
         copy.visits("server", 4.0)
         assert due(copy, 6.0) == bool(address)
+
+
+def test_everyone_stays_until_a_finished_run_is_evaluated_and_copied() -> None:
+    desk = Desk(a_run(samples=8, epochs=1))
+    desk.server = ParameterServer(desk.run, 7, host="server")
+    desk.join(b"a", equipment=Equipment("third"))
+    followed_by_a_standby(desk)
+    desk.beat(1, desk.now)
+    desk.beat(1, desk.now)
+    desk.has_to_wait(b"a", desk.a_push(desk.pull(b"a", 1)))
+    assert desk.report()["state"] == "finished"
+    assert isinstance(desk.beat(1), Alive)
+    last = {"version": desk.run.store.version}
+    assert isinstance(following(desk, **last)[0], SendCopy)  # it may have to evaluate the run
+    desk.server.stop("every epoch is done")
+    assert isinstance(desk.beat(1), Stop)
+    desk.server.copies_until_s = desk.now + 1.0
+    assert isinstance(following(desk)[0], SendCopy)
+    assert isinstance(following(desk, **last)[0].message, Stop)
+    desk.now += 1.1
+    assert isinstance(following(desk)[0].message, Stop)
 
 
 def test_terms_grow_and_are_of_one_server() -> None:
