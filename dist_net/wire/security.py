@@ -260,16 +260,21 @@ class AllowList:
             self.refresh()
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
-        """Return ADMITTED or REFUSED, and the key (Z85); TRY_AGAIN with an unreadable directory."""
+        """Return ADMITTED or REFUSED, and the key (Z85).
+
+        TRY_AGAIN with an unreadable directory, or one that only admits this host's operator: a
+        standby's, which has no copy of the run and of its allow-list yet.
+        """
         if mechanism != b"CURVE":
             return REFUSED, b""
         key = z85.encode(credentials[0])
-        if not self.refresh():
+        is_read = self.refresh()
+        if is_read and key in self._roles:
+            return ADMITTED, key
+        if not is_read or {*self._roles.values()} == {frozenset((OPERATOR,))}:
             return TRY_AGAIN, b""
-        if key not in self._roles:
-            logger.warning("key_denied key=%s", key.decode())
-            return REFUSED, b""
-        return ADMITTED, key
+        logger.warning("key_denied key=%s", key.decode())
+        return REFUSED, b""
 
     def refresh(self) -> bool:
         """Read the directory; return whether it is readable. Unreadable files admit no peer."""

@@ -1,6 +1,7 @@
 """Messages over real sockets inside one process, the errors of addresses, and keys."""
 
 import gc
+import math
 import shutil
 import socket
 import threading
@@ -23,6 +24,7 @@ from dist_net.errors import (
 )
 from dist_net.wire import connections, security
 from dist_net.wire.codec import decode, encode
+from dist_net.wire.handshakes import Contact
 from dist_net.wire.invitation import invite, peer_keys_of, revoke
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
@@ -41,8 +43,11 @@ from dist_net.wire.messages import (
     Work,
 )
 from dist_net.wire.security import (
+    OPERATOR,
     PeerKeys,
     add_keys,
+    admit_only,
+    admitted_by,
     create_keys,
     load_peer_keys,
     load_server_keys,
@@ -875,6 +880,22 @@ def test_a_worker_comes_in_after_the_allow_list_could_not_be_read(
     with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
         exchange(secured_server, client)
     assert caplog.text.count("allow_list_unreadable error=no descriptor left") == 1
+
+
+def test_a_standby_without_a_copy_refuses_nobody_before_it_knows_the_runs_keys(keys, tmp_path):
+    server_keys = load_server_keys(keys)
+    create_keys(tmp_path / "standby", (server_keys.public, server_keys.secret))
+    add_keys(tmp_path / "standby", OPERATOR)
+    with (
+        ServerSocket([LOOPBACK], load_server_keys(tmp_path / "standby", of_standby=True)) as server,
+        ClientSocket(
+            server.contact_addresses[0], load_peer_keys(keys), hang_ups_s=math.inf
+        ) as peer,
+    ):
+        while peer.contact is not Contact.HUNG_UP:
+            assert peer.receive(0.05) is None
+        admit_only(tmp_path / "standby", admitted_by(keys))
+        exchange(server, peer)
 
 
 def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):
