@@ -151,8 +151,8 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         ("--takeover-after", float, "SECONDS", takeover),
     )
     text = (
-        "portable: kernels that round alike on every x86-64 processor, so that any can replay the "
-        "run; fast (default): those of this processor"
+        "portable: kernels that round alike on every x86-64 processor with AVX2, so that any can "
+        "replay the run; fast (default): those of this processor"
     )
     parser.add_argument("--bits", choices=BITS, help=text)
     text = "pause (default) or continue while most hosts of a run with a standby are missing"

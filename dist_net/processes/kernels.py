@@ -1,8 +1,8 @@
 """The kernels that a process computes with, since they decide how results are rounded.
 
 OpenBLAS, NumPy and numba choose kernels for the processor, when they are loaded. With the bits
-``portable``, they use those of Haswell (2013), which every x86-64 processor since then has; the
-results are then the same on all of them. Only the environment of a new process makes the choice.
+``portable``, they use those of Haswell (2013), for AVX2 and FMA: the results are then the same on
+all x86-64 processors that have both. Only the environment of a new process makes the choice.
 """
 
 import math
