@@ -351,9 +351,7 @@ class RayCluster(LocalProcesses):
 
     def _actor(self, spec: ProcessSpec, keys: dict[str, bytes], strategy: Any) -> Any:
         made = self._ray.remote(KeeperActor).options(
-            num_cpus=spec.cores,
-            max_concurrency=METHODS_AT_ONCE,
-            scheduling_strategy=strategy,
+            num_cpus=spec.cores, max_concurrency=METHODS_AT_ONCE, scheduling_strategy=strategy
         )
         return made.remote(keys)
 

@@ -12,12 +12,7 @@ from contextlib import AbstractContextManager, closing, suppress
 from typing import Any
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import (
-    DistNetError,
-    InterruptedRunError,
-    JoinRefusedError,
-    NoAnswerError,
-)
+from dist_net.errors import DistNetError, InterruptedRunError, JoinRefusedError, NoAnswerError
 from dist_net.training.server.loop import Connect, Received, ServerLoop, WorkersSocket
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standbys import NOTHING, Remembered

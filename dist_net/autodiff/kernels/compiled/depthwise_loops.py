@@ -94,14 +94,7 @@ def gradient(windows: Windows, padded: Array, cotangent: Array, total: Array) ->
 
 @inlined
 def sum_of_taps(
-    x: Pointer,
-    i: int,
-    per_row: int,
-    channels: int,
-    taps: Pointer,
-    j: int,
-    line: int,
-    part: Four,
+    x: Pointer, i: int, per_row: int, channels: int, taps: Pointer, j: int, line: int, part: Four
 ) -> Lanes:
     """Return a vector of one output; ``part``: the window's rows and columns inside the map."""
     upper, lower, left, right = part

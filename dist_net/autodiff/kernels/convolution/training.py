@@ -24,13 +24,7 @@ from dist_net.autodiff.kernels.convolution.depthwise import (
     sized_blocks,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Patches, by_group
-from dist_net.autodiff.kernels.convolution.problem import (
-    Arrays,
-    Block,
-    Blocking,
-    Epilogue,
-    Problem,
-)
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
