@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class VirtualDisk(Disk):
             raise
         written = content
         if ROOM_FOR_ALL <= room < ROOM_FOR_A_PART:
-            written = content[: self._random.integers(len(content))]
+            written = content[: self._random.integers(max(len(content), 1))]
         file.content += written
         return len(written)
 
@@ -202,7 +202,7 @@ class AppendedVirtualFile(AppendedFile):
 
 def checkpoint_on(disk: Disk, path: Path) -> Checkpoint:
     """Return the checkpoint in a file of a virtual disk, by way of a real file."""
-    with TemporaryDirectory() as directory:
-        file = Path(directory) / path.name
-        file.write_bytes(disk.read(path))
-        return read_checkpoint(file)
+    with NamedTemporaryFile() as file:
+        file.write(disk.read(path))
+        file.flush()
+        return read_checkpoint(Path(file.name))

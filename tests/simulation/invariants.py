@@ -30,6 +30,7 @@ from simulation.failures import InvariantBrokenError, require
 from simulation.memory import VirtualMemory
 
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
+OWNER = Path("run/owner")
 MAX_WAIT_S = 1.0
 """The longest wait for a late lease that another worker may share, after it has become late."""
 

@@ -6,6 +6,7 @@ wait.
 """
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -30,6 +31,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.security import role_refusal
 from simulation.schedule import TracedSchedule
 
 HEADER_BYTES = 100
@@ -178,12 +180,14 @@ class VirtualNetwork:
                 client.connect()
         return server
 
-    def connect(self, host: str, server_host: str, owner: str = "") -> "VirtualClientSocket":
+    def connect(
+        self, host: str, server_host: str, owner: str = "", role: str = ""
+    ) -> "VirtualClientSocket":
         """Return a client's socket; it connects as soon as a server listens.
 
-        ``owner`` is its name in the trace, by default the host.
+        ``owner`` is its name in the trace, by default the host; ``role`` is its key's, "" without.
         """
-        client = VirtualClientSocket(self, host, server_host, owner or host)
+        client = VirtualClientSocket(self, host, server_host, owner or host, role)
         self._clients.append(client)
         client.connect()
         return client
@@ -360,8 +364,10 @@ class VirtualServerSocket(VirtualSocket):
         return ""
 
     def answer_failure(self, node: bytes, message: Message) -> None:
-        """Raise the error in progress: in a simulation no message may cause an error."""
-        raise
+        """Raise the error in progress, unless a disk has failed: no message may cause another."""
+        if not isinstance(sys.exception(), OSError):
+            raise
+        self.send(node, Refuse("handling it failed", may_rejoin=True))
 
     def close(self) -> None:
         self.network.closed(self)
@@ -380,10 +386,13 @@ class VirtualServerSocket(VirtualSocket):
 class VirtualClientSocket(VirtualSocket):
     """A client's end, like `dist_net.wire.transport.ClientSocket`, but it never waits."""
 
-    def __init__(self, network: VirtualNetwork, host: str, server_host: str, owner: str) -> None:
+    def __init__(
+        self, network: VirtualNetwork, host: str, server_host: str, owner: str, role: str
+    ) -> None:
         super().__init__(network)
         self.host = host
         self.owner = owner
+        self._roles = frozenset({role} if role else ())
         self.server_host = server_host
         self._arrived: deque[Message] = deque()
         self._unsent: deque[Message] = deque()
@@ -409,7 +418,11 @@ class VirtualClientSocket(VirtualSocket):
         schedule, own, theirs = self.network.schedule, self.host, server.host
 
         def arrive(message: Message) -> None:
-            server.arrive(node, message)
+            refusal = role_refusal(self._roles, type(message)) if self._roles else None
+            if refusal is None:
+                server.arrive(node, message)
+            else:
+                server.send(node, Refuse(refusal, may_rejoin=False))
 
         there = Way(schedule, own, theirs, (self.owner, theirs), arrive)
         back = Way(schedule, theirs, own, (theirs, self.owner), self._arrive)

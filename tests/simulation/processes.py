@@ -26,6 +26,7 @@ from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Equipment, Heartbeat, Message, SegmentAddress
+from dist_net.wire.security import WORKER
 from dist_net.wire.standbys import Standby
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
@@ -190,6 +191,7 @@ class WorkerProcess(VirtualProcess):
         own_host = server if memory is not None else host or name
         super().__init__(name, own_host, process_id, network.schedule, clock)
         self.leaves = False
+        self.seen_term = 0
         self.server = self._given = server
         self._network = network
         self._memory = memory
@@ -243,13 +245,14 @@ class WorkerProcess(VirtualProcess):
 
     def _connect(self) -> VirtualClientSocket:
         self._sockets = [each for each in self._sockets if not each.is_closed]
-        self._sockets.append(self._network.connect(self.host, self.server, self.name))
+        self._sockets.append(self._network.connect(self.host, self.server, self.name, WORKER))
         return self._sockets[-1]
 
     def start_heartbeats(
         self, worker_id: int, identity: int, interval_s: float
     ) -> VirtualHeartbeats:
         self.schedule.note(self.name, "is worker %d", worker_id)
+        self.seen_term = max(self.seen_term, self.loop._state._term)
         return VirtualHeartbeats(self, self._connect(), worker_id, identity, interval_s)
 
     @property

@@ -54,6 +54,13 @@ class TracedSchedule(EventSchedule):
         event = max(moment_s, self.now_s), next(self._order), call, arguments
         heapq.heappush(self._events, event)
 
+    def repeat(self, seconds_apart: float, until_s: float, call: Callable[[], object]) -> None:
+        """Schedule ``call()`` at random moments before ``until_s``, so far apart on average."""
+        moment_s = float(self.random.exponential(seconds_apart))
+        while moment_s < until_s:
+            self.at(moment_s, call)
+            moment_s += float(self.random.exponential(seconds_apart))
+
     def run(self, until_s: float) -> None:
         """Run all events up to and including ``until_s``."""
         while self._events and self._events[0][0] <= until_s:

@@ -11,10 +11,11 @@ from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
 from dist_net.training.server.settings import CONTINUES, RunSettings
 from dist_net.training.server.state import RunState
+from dist_net.vector import Vector
 from dist_net.wire.messages import Push
 from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.failures import InvariantBrokenError, require
-from simulation.invariants import CHECKPOINT, JOURNAL, KnownVersion, RunChecks
+from simulation.invariants import CHECKPOINT, JOURNAL, OWNER, KnownVersion, RunChecks
 from simulation.memory import VirtualMemory
 from simulation.processes import LoopProcess, WorkerProcess
 
@@ -31,6 +32,7 @@ class StandbyChecks:
         self._settings = settings
         self._terms_on_hosts = terms_on_hosts
         self._histories: dict[int, RunChecks] = {}
+        self._claimed: dict[VirtualDisk, int] = {}
         self._last: tuple[int, LoopProcess] | None = None
         self.workers: dict[str, WorkerProcess] = {}
         self.progress_s = 0.0  # when something was last applied
@@ -46,6 +48,12 @@ class StandbyChecks:
         """Check a server that begins a term from the files on its disk."""
         term = journal.term
         require(term not in self._histories, f"two servers begin the term {term:x}")
+        claimed = self._claimed.get(disk, 0)
+        require(
+            term > claimed, f"the {server.name} begins {term:x} after it has claimed {claimed:x}"
+        )
+        if disk.exists(OWNER) and disk.read(OWNER).startswith(b"%016x" % term):  # if not full
+            self._claimed[disk] = term
         self.check_directory(disk)
         history = RunChecks(self._settings, disk, memory)
         history.versions = self._versions_until(run)
@@ -71,19 +79,29 @@ class StandbyChecks:
                 return known
         raise InvariantBrokenError(f"no server had the state from which term begins: {version}")
 
+    def superseded(self, term: int) -> None:
+        """Check that a server of a term that ends has a successor."""
+        require(max(self._histories) > term, f"the server of {term:x} has no successor, and ends")
+
+    def is_of_run(self, version: int, weights: Vector) -> bool:
+        """Return whether a version had these weights, in some term."""
+        versions = (each.versions.get(version) for each in self._histories.values())
+        return any(np.array_equal(of.state[: len(weights)], weights) for of in versions if of)
+
     def _applied(self, server: LoopProcess, member: Member, term: int) -> None:
         """Check that a result may be applied in this term, now."""
         self.progress_s = server.schedule.now_s
         for worker in self.workers.values():
             if worker.loop._identity == member.identity:
-                seen = worker.loop._state._term
+                seen = worker.seen_term
                 is_newest = seen <= term
                 require(is_newest, f"{worker.name} has seen {seen:x}, and is applied in {term:x}")
         last_term, last = self._last or (term, server)
         servers = server.loop, last.loop
         hosts = [set(each._server.standbys.hosts) for each in servers if each is not None]
         differ = hosts[0] != hosts[-1]  # some joined, or were forgotten, in a partition
-        if term < last_term and not differ and not self._may_be_two(term, last_term):
+        is_back = term < last_term and last.is_alive
+        if is_back and not differ and not self._may_be_two(term, last_term):
             both = f"the {server.name} applies in {term:x}, after the {last.name} in {last_term:x}"
             raise InvariantBrokenError(both)
         self._last = term, server

@@ -10,29 +10,37 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.errors import SegmentError
+from dist_net.errors import RunDirectoryError, SegmentError
 from dist_net.files import replacing
+from dist_net.training.server import succession
 from dist_net.training.server.journal import read_journal
-from dist_net.training.server.loop import ServerFiles, ServerLoop, new_run, opened_journal
+from dist_net.training.server.loop import (
+    Received,
+    ServerFiles,
+    ServerLoop,
+    new_run,
+    opened_journal,
+)
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import NOTHING, Remembered
-from dist_net.wire.messages import Followed, Message, Shutdown
+from dist_net.wire.messages import Follow, Followed, Join, Message, Shutdown
+from dist_net.wire.security import STANDBY
 from dist_net.wire.standbys import Standby
 from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.failures import require
-from simulation.invariants import CHECKPOINT, JOURNAL
+from simulation.invariants import CHECKPOINT, JOURNAL, OWNER
 from simulation.memory import VirtualMemory, VirtualSegment
 from simulation.network import VirtualClientSocket, VirtualNetwork
 from simulation.processes import LoopProcess, ServerOptions, VirtualWriter, host_in
 from simulation.schedule import HostClock
 from simulation.standby_checks import StandbyChecks
 
-OWNER, STANDBYS = Path("run/owner"), Path("run/standbys")
+STANDBYS = Path("run/standbys")
 RIVAL_S = 1.0
-DISPLAYED_S = 0.3
+DISPLAYED_S, ASKED_AGAIN_S = 0.3, 2.0
 """The time in which the display of a host notices that the run is finished."""
 
 
@@ -87,6 +95,7 @@ class RunProcess(LoopProcess):
         self._is_over = False
         self.begun_s = 0.0
         self._heard_s = self._began_s = -math.inf
+        self._visits_s: dict[str, float] = {}
         self.standby: StandbyLoop | None = None
         self.copy: RunCopy | None = None
 
@@ -119,7 +128,7 @@ class RunProcess(LoopProcess):
         self._drive(self.standby.turns(writer))
 
     def _reach(self, place: Standby) -> VirtualClientSocket:
-        socket = self._network.connect(self.host, host_in(place.address), self.name)
+        socket = self._network.connect(self.host, host_in(place.address), self.name, STANDBY)
         socket.on_message = self._hears
         return socket
 
@@ -128,9 +137,21 @@ class RunProcess(LoopProcess):
         if isinstance(message, Followed) and message.term >= known:
             self._heard_s = max(self._heard_s, message.sent_s)
 
+    def _resume(self, received: Received) -> None:
+        match received and received[1]:
+            case Join(equipment=equipment):
+                self._visits_s[equipment.host] = self.clock.now()
+            case Follow(host=host, sent_s=sent_s, heard_s=heard_s):
+                if sent_s - heard_s >= self._settings.takeover_after_s:
+                    self._visits_s[host] = self.clock.now()
+        super()._resume(received)
+
     def _remembers(self, known: Remembered) -> None:
-        with replacing(STANDBYS, self._at.disk) as partial:
-            self._at.disk.write(partial, json.dumps(known).encode())
+        try:
+            with replacing(STANDBYS, self._at.disk) as partial:
+                self._at.disk.write(partial, json.dumps(known).encode())
+        except OSError as error:
+            raise RunDirectoryError(str(error)) from error
 
     def _takes(self, facts: dict[str, Any]) -> None:
         self.schedule.note(self.name, "has version %d", facts["version"])
@@ -153,6 +174,7 @@ class RunProcess(LoopProcess):
             self._checks.begin(self, run, journal, disk, self._at.memory)
             self._require_silence()
             self._require_newest()
+            self._require_majority()
             self.begun_s = self.schedule.now_s
             begun = "begins term %x after %x with version %d; others: %s"
             self.schedule.note(self.name, begun, term, after, run.store.version, remembered)
@@ -189,6 +211,19 @@ class RunProcess(LoopProcess):
             is_newer = (rival.term, rival.version) > (self.copy.term, self.copy.version)
             require(not (is_there and is_newer), f"{rival.host} has a newer state than {self.host}")
 
+    def _require_majority(self) -> None:
+        """Check that a standby has been visited by most hosts of the run since it heard it."""
+        if self.standby is None:
+            return
+        state = self.standby._succession
+        since_s = max(self._heard_s, self.clock.now() - succession.VISIT_S)
+        visits = {host for host, visited_s in self._visits_s.items() if visited_s > since_s}
+        hosts = {self.host, *state.others.hosts}
+        reached = hosts & {self.host, *visits}
+        has_half = 2 * len(reached) == len(hosts) and state.others.first in reached
+        is_most = 2 * len(reached) > len(hosts) or has_half
+        require(is_most, f"{self.host} takes over with {reached} of {hosts}")
+
     def _share(self, vectors: int, size: int) -> VirtualSegment:
         try:
             return self._at.memory.share(self.process_id, vectors, size)
@@ -205,6 +240,7 @@ class RunProcess(LoopProcess):
         """End the finished run, as the display of this host does."""
         display = self._network.connect(self.host, self.host, f"display on {self.host}")
         display.send(Shutdown("every epoch is done"))
+        self.after(ASKED_AGAIN_S, self._shut_down)  # it may be lost
 
     def leave(self) -> None:
         """Leave the run as a standby, as after SIGTERM."""

@@ -1,5 +1,6 @@
 """A run whose server has standbys on other hosts, under every fault at once, from one seed."""
 
+import errno
 import math
 from collections import Counter, defaultdict
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from unittest import mock
 
 from dist_net.errors import (
     DistNetError,
+    FileWriteError,
     InterruptedRunError,
     JoinRefusedError,
     SupersededError,
@@ -17,13 +19,23 @@ from dist_net.errors import (
 )
 from dist_net.optim import SGD, Adam, Optimizer
 from dist_net.processes.supervisor import RestartBudget
-from dist_net.training.server import loop, round_plan, standby_copy, standby_loop, standbys
+from dist_net.training.server import (
+    loop,
+    round_plan,
+    standby_copy,
+    standby_loop,
+    standbys,
+    succession,
+)
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import MINORITY, WAITS, RunSettings
 from dist_net.training.worker.cycle import Phase
+from dist_net.wire.messages import Follow
+from dist_net.wire.security import WORKER
 from simulation.counting import MOMENTA, counting_layout, counting_steps
 from simulation.disk import VirtualDisk
 from simulation.failures import SimulationFailedError, require
+from simulation.followers import VirtualPool
 from simulation.invariants import CHECKPOINT
 from simulation.memory import VirtualMemory
 from simulation.network import NO_FAULTS, Cut, Link, NetworkFaults, VirtualNetwork
@@ -42,6 +54,12 @@ MAX_STANDBYS, MAX_OTHERS = 3, 2
 CLOCKS_DIFFER = 0.05
 """How much faster or slower than others a clock may be."""
 
+LONG_SHARE, LONG_S = 0.1, 30.0
+"""Some runs have faults for longer than a visit counts, or a silent host."""
+
+SERVER_SHARE = 0.5
+"""How often the host of a fault is the server's."""
+
 PART_BYTES = 500
 SHORTER = (
     (round_plan, "MINIBATCHES", MINIBATCHES),
@@ -49,6 +67,7 @@ SHORTER = (
     (standby_copy, "PART_BYTES", PART_BYTES),
     (standby_loop, "COPYING_S", 0.02),
     (standbys, "FORGOTTEN_AFTER_S", 15.0),
+    (succession, "VISIT_S", 5.0),
 )
 """Constants that are others in simulations: runs are short, and polls are slow."""
 
@@ -72,11 +91,14 @@ FAULTS: dict[str, float] = {
     "stop_process": 6.0,
     "stop_worker": 9.0,
     "part_network": 3.0,
+    "split_network": 15.0,
     "fail_host": 7.0,
     "lose_host": 9.0,
     "leave": 15.0,
     "break_connection": 9.0,
     "kill_at_disk": 12.0,
+    "fill_disk": 12.0,
+    "pretend": 12.0,
 }
 """The faults of a run, with the mean interval of each in seconds."""
 
@@ -117,7 +139,8 @@ class StandbyRun:
         self._budgets: defaultdict[str, RestartBudget] = defaultdict(
             lambda: RestartBudget(math.inf)
         )
-        self.faults_until_s = float(random.uniform(2.0, 12.0))
+        is_long = random.random() < LONG_SHARE
+        self.faults_until_s = float(random.uniform(3.0, LONG_S if is_long else 12.0))
         self._is_calm = False
         self.happened: Counter[str] = Counter()
         self._is_done = False
@@ -127,7 +150,10 @@ class StandbyRun:
         standby_count = int(random.integers(1, MAX_STANDBYS + 1))
         for number in range(1 + standby_count + int(random.integers(MAX_OTHERS + 1))):
             self._add_host(f"10.0.0.{number + 1}", is_for_run=number <= standby_count)
-        self._plan_faults()
+        self._add_pool()
+        for fault, seconds_apart in FAULTS.items():
+            self.schedule.repeat(seconds_apart, self.faults_until_s, getattr(self, f"_{fault}"))
+        self.schedule.at(self.faults_until_s, self._end_faults)
         self.schedule.after(WATCH_EVERY_S, self._watch)
 
     def _network_faults(self) -> NetworkFaults:
@@ -151,6 +177,12 @@ class StandbyRun:
             usual_s = float(random.choice([0.2, 0.6, 1.5]))
             worker = f"worker-{number} on {name}"
             self.schedule.after(random.random(), self._start_worker, worker, name, FIRST, usual_s)
+
+    def _add_pool(self) -> None:
+        names, address = list(self.hosts), self.hosts[FIRST].address
+        host = names[int(self.random.integers(len(names)))]
+        facts = self.settings.vector_size, self.network, self.checks.is_of_run
+        VirtualPool(host, address, *facts, lambda: self._is_done)
 
     def _terms_on_hosts(self) -> list[set[int]]:
         """Return the terms of the servers that the processes on each host have joined last.
@@ -180,9 +212,11 @@ class StandbyRun:
     def _process_ended(self, process: RunProcess, error: DistNetError | None) -> None:
         """Start it again, unless the run is over: its supervisor, or a user."""
         host = self.hosts[process.host]
-        if process.was_killed:
+        if process.was_killed or isinstance(error, FileWriteError):
             follows = self._served_by(process) if process.loop is None else None
         elif isinstance(error, SupersededError):
+            assert process.loop is not None
+            self.checks.superseded(process.loop.term)
             self.checks.check_directory(host.disk)
             host.disk = VirtualDisk(self.random)  # another directory
             follows = self._served_by(process)
@@ -261,21 +295,13 @@ class StandbyRun:
                 " --standbys",
             ) from error
 
-    def _plan_faults(self) -> None:
-        for name, seconds_apart in FAULTS.items():
-            moment_s = float(self.random.exponential(seconds_apart))
-            while moment_s < self.faults_until_s:
-                self.schedule.at(moment_s, getattr(self, f"_{name}"))
-                moment_s += float(self.random.exponential(seconds_apart))
-        self.schedule.at(self.faults_until_s, self._end_faults)
-
     def _end_faults(self) -> None:
         self.schedule.note("everybody", "has no more trouble from now on")
         self._is_calm = True
         self.network.faults = NO_FAULTS
         self.network.join()
         for each in self.hosts.values():
-            each.disk.kill_after = None
+            each.disk.kill_after = each.disk.failure = None
         for host in list(self._down):
             self._return(host)
 
@@ -332,6 +358,22 @@ class StandbyRun:
         self.network.cut(cut)
         self.schedule.after(self._seconds(), self._mend_network, cut)
 
+    def _split_network(self) -> None:
+        """Part the hosts in two, or one from another, for longer than others remember them."""
+        hosts = list(self.hosts)
+        apart = {each for each in hosts if self.random.random() < 0.5}
+        others = {*hosts} - apart
+        if self.random.random() < 0.5:
+            first = self._some_host() or FIRST
+            apart, others = {first}, {str(self.random.choice(hosts))} - {first}
+        self.schedule.note("network", "is split: %s from %s", sorted(apart), sorted(others))
+
+        def cut(source: str, target: str) -> bool:
+            return (source in apart and target in others) or (source in others and target in apart)
+
+        self.network.cut(cut)
+        self.schedule.after(float(self.random.uniform(5.0, 20.0)), self._mend_network, cut)
+
     def _mend_network(self, cut: Cut) -> None:
         self.schedule.note("network", "is mended")
         self.network.join(cut)
@@ -353,8 +395,33 @@ class StandbyRun:
             self._take_down(host, "is lost")
             self.hosts[host].disk = VirtualDisk(self.random)
 
+    def _fill_disk(self) -> None:
+        if (host := self._some_host()) is not None:
+            self.schedule.note(host, "has a full disk")
+            self.hosts[host].disk.failure = errno.ENOSPC
+            self.schedule.after(self._seconds(), self._empty_disk, host)
+
+    def _empty_disk(self, host: str) -> None:
+        self.hosts[host].disk.failure = None
+
+    def _pretend(self) -> None:
+        """Claim to be a standby, and a successor, with the key of a worker."""
+        host, target = self._some_host(), self._some_host()
+        if host is not None and target is not None:
+            self.schedule.note(host, "claims to serve the run, at %s", target)
+            address, term = self.hosts[host].address, 1 << 62
+            now = self.hosts[host].clock.now()
+            claims = self.network.connect(host, target, f"impostor on {host}", WORKER)
+            for serves in (False, True):
+                has = term, 0, 1, 1, False, 0, 0
+                claims.send(Follow(host, address, *has, now, 0.0, serves=serves))
+            self.schedule.after(1.0, claims.close)
+
     def _some_host(self) -> str | None:
         up = [name for name in self.hosts if name not in self._down]
+        serving = [name for name in up if name in self.processes and self.processes[name].serves]
+        if serving and self.random.random() < SERVER_SHARE:
+            return serving[-1]
         return up[int(self.random.integers(len(up)))] if up else None
 
     def _take_down(self, host: str, how: str) -> None:
@@ -363,7 +430,7 @@ class StandbyRun:
         for process in (*self.processes.values(), *self.checks.workers.values()):
             if process.host == host:
                 process.kill()
-        self.schedule.after(self._seconds(), self._return, host)
+        self.schedule.after(2 * self._seconds(), self._return, host)
 
     def _return(self, host: str) -> None:
         """Start the processes of a host again: its former server may be replaced meanwhile."""
@@ -374,10 +441,16 @@ class StandbyRun:
         if host in self.processes:
             former = self.processes[host]
             follows = self._served_by(former)
-            asks = self.random.random() < 0.5 and follows != host
+            is_asked = self.random.random() < 0.5 and follows != host
+            asks = is_asked and self._term_at(follows) > self._term_at(host)
             is_empty = not self.hosts[host].disk.exists(CHECKPOINT)
             is_standby = former.loop is None or asks or is_empty
             self._start_process(host, follows if is_standby else None)
+
+    def _term_at(self, host: str) -> int:
+        """Return the term of the host's server, which may have ended; 0 if it has none."""
+        process = self.processes.get(host)
+        return process.loop.term if process is not None and process.loop is not None else 0
 
     def _watch(self) -> None:
         """Check from time to time that one server continues the run."""

@@ -47,6 +47,7 @@ def test_every_fault_happens() -> None:
     told = "".join(trace_of(seed) for seed in range(30))
     signs = ["standby on .* is killed", "run on .* is killed", "worker-0 .* is killed"]
     signs += ["is stopped", r"has no way for \[\(", "fails", "is lost", "returns", "is to leave"]
+    signs += ["is split", "has a full disk", "pool .*reads version", "claims to serve the run"]
     signs += [
         "standby on .* begins term",
         "has heard no server",

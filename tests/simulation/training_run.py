@@ -129,7 +129,9 @@ class TrainingRun:
         self._start_server()
         for _ in range(int(random.integers(1, 6))):
             self._join()
-        self._plan_faults()
+        for fault, seconds_apart in FAULTS.items():
+            self.schedule.repeat(seconds_apart, self.faults_until_s, getattr(self, f"_{fault}"))
+        self.schedule.at(self.faults_until_s, self._end_faults)
         self.schedule.after(0.0, self._observe)
 
     def _network_faults(self) -> NetworkFaults:
@@ -247,14 +249,6 @@ class TrainingRun:
         pause_s = self._budgets[ended.name].pause_s(self.schedule.now_s - ended.started_s)
         assert pause_s is not None
         return pause_s + float(self.random.uniform(0.0, SUPERVISION_POLL_S))
-
-    def _plan_faults(self) -> None:
-        for name, seconds_apart in FAULTS.items():
-            moment_s = float(self.random.exponential(seconds_apart))
-            while moment_s < self.faults_until_s:
-                self.schedule.at(moment_s, getattr(self, f"_{name}"))
-                moment_s += float(self.random.exponential(seconds_apart))
-        self.schedule.at(self.faults_until_s, self._end_faults)
 
     def _end_faults(self) -> None:
         self.schedule.note("everybody", "has no more trouble from now on")

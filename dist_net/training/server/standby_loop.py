@@ -76,10 +76,12 @@ class StandbyLoop:
         now = self._clock.now()
         self._succession = Succession(host, address, takeover_after_s, now)
         self._succession.others = self._others = others
-        copy.term, copy.version = others.term, others.version
+        if copy.is_whole:  # else no later term continues without this copy
+            copy.term, copy.version = others.term, others.version
         self._remembers = remembers
         self._route = ServerRoute(address)
-        self._route.learn(standbys_text(Standby(*each[:2]) for each in others.standbys))
+        places = (*others.former, *others.standbys)
+        self._route.learn(standbys_text(Standby(*each[:2]) for each in places))
         self._upstream = connect(server)
         self._visitors: dict[bytes, Message] = {}
         self._asked_s = -math.inf

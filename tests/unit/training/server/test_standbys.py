@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import combinations
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dist_net.training.server.members import Promise
 from dist_net.training.server.ownership import next_term
 from dist_net.training.server.protocol import ParameterServer, SendCopy, ServerCommand
 from dist_net.training.server.standby_copy import PART_BYTES, RunCopy, SentState
+from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import Remembered, is_majority
 from dist_net.training.server.succession import Succession
 from dist_net.wire.messages import Alive, Equipment, Follow, Followed, Join, Stop, Work
@@ -238,6 +240,34 @@ def test_a_restarted_standby_knows_the_hosts_and_waits_as_if_it_had_just_heard_t
     for tenth in range(600, 650):
         assert not again.is_due(7, 3, tenth / 10)
     assert again.is_due(7, 3, 65.0)
+
+
+@pytest.mark.parametrize("has_copy", [False, True])
+def test_a_restarted_standby_follows_a_former_server_and_has_the_term_of_its_copy(
+    tmp_path, has_copy: bool
+) -> None:
+    sent: list[tuple[str, Follow]] = []
+    clock = Mock()
+    clock.now.return_value = 0.0
+
+    def connect(place: Standby) -> Mock:
+        silent = Mock(**{"receive.return_value": None})
+        silent.send.side_effect = lambda follow: sent.append((place.address, follow))
+        return silent
+
+    if has_copy:
+        (tmp_path / "copy").touch()
+    copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
+    successor = "tcp://10.0.0.3:5"
+    known = Remembered(("server", "third"), former=((successor, ""),), term=9, version=4)
+    who = "standby", FOLLOW.address, 5.0
+    loop = StandbyLoop(connect, SERVER, Mock(), copy, *who, Mock(), others=known, clock=clock)
+    turns = loop.turns(Mock())
+    for tenth in range(40):
+        clock.now.return_value = tenth / 10
+        next(turns)
+    assert {address for address, _ in sent} >= {SERVER.address, successor}
+    assert {(each.term, each.version) for _, each in sent} == {(9, 4) if has_copy else (0, 0)}
 
 
 def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
