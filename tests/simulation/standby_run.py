@@ -464,7 +464,8 @@ class StandbyRun:
         met = [each for each in serving if max(each.begun_s, calm_since_s) < met_s]
         require(len(met) < 2, f"servers remain: {[each.name for each in met]}")
         for each in self.processes.values():
-            follows_s = now - max(calm_since_s, each.started_s)
+            begun_s = max((server.begun_s for server in serving), default=0.0)
+            follows_s = now - max(calm_since_s, each.started_s, begun_s)
             if each.is_alive and each.copy is not None and each.copy.term and len(serving) == 1:
                 is_late = follows_s > COPIED_AFTER_S and not each.copy.is_whole
                 require(not is_late, f"the {each.name} has no copy after {follows_s:.1f} s")
