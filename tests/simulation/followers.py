@@ -20,7 +20,7 @@ from simulation.failures import require
 from simulation.network import VirtualClientSocket, VirtualNetwork
 from simulation.processes import host_in
 
-LOOK_EVERY_S, RESTARTED = 1.0, 0.1
+LOOK_EVERY_S, RESTARTED = 3.0, 0.2
 SHORTEST_S = 1e-3
 """The shortest wait: a shorter one may be lost in rounding."""
 

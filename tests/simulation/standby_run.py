@@ -54,7 +54,7 @@ MAX_STANDBYS, MAX_OTHERS = 3, 2
 CLOCKS_DIFFER = 0.05
 """How much faster or slower than others a clock may be."""
 
-LONG_SHARE, LONG_S = 0.1, 30.0
+LONG_SHARE, LONG_S = 0.07, 30.0
 """Some runs have faults for longer than a visit counts, or a silent host."""
 
 SERVER_SHARE = 0.5
@@ -140,7 +140,7 @@ class StandbyRun:
             lambda: RestartBudget(math.inf)
         )
         is_long = random.random() < LONG_SHARE
-        self.faults_until_s = float(random.uniform(3.0, LONG_S if is_long else 12.0))
+        self.faults_until_s = float(random.uniform(2.0, LONG_S if is_long else 11.0))
         self._is_calm = False
         self.happened: Counter[str] = Counter()
         self._is_done = False
