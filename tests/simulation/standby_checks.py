@@ -98,8 +98,9 @@ class StandbyChecks:
                 require(is_newest, f"{worker.name} has seen {seen:x}, and is applied in {term:x}")
         last_term, last = self._last or (term, server)
         servers = server.loop, last.loop
-        hosts = [set(each._server.standbys.hosts) for each in servers if each is not None]
-        differ = hosts[0] != hosts[-1]  # some joined, or were forgotten, in a partition
+        known = [each._server.standbys for each in servers if each is not None]
+        rules = [({*each.hosts}, each.remembered.first) for each in known]
+        differ = rules[0] != rules[-1]  # hosts joined, or were forgotten, in a partition
         is_back = term < last_term and last.is_alive
         if is_back and not differ and not self._may_be_two(term, last_term):
             both = f"the {server.name} applies in {term:x}, after the {last.name} in {last_term:x}"
