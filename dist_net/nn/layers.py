@@ -367,7 +367,7 @@ class BatchNorm(Described):
             return activate(normal, self.activation)
         # The root has an infinite slope at 0, which is the variance of a constant channel.
         deviation = partial(self._deviation, least=self.epsilon**2)
-        normal, *batch = ad.batch_normalize(x, gamma, beta, deviation)
+        normal, *batch = ad.batch_normalize(x, gamma, beta, deviation, scope.in_parts)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
         return activate(normal, self.activation)

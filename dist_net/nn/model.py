@@ -319,16 +319,17 @@ class Model:
         target_shape: tuple[int, ...] = (),
         target_dtype: DTypeLike = np.uint8,
         arena: Arena | None = None,
+        in_parts: bool = False,
     ) -> Plan:
         """Compile a training plan for a batch and its targets.
 
         Its outputs are the mean loss, the number of samples predicted right, see
         ``TargetMeaning``, the gradients, and the observations for the buffers, as in ``layout``.
         Layers such as Dropout draw from ``generator`` at each run; ``pool`` and ``arena`` are as
-        for ``compile``.
+        for ``compile``. ``in_parts``: the batch is a part of a minibatch; see ``Scope``.
         Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
         """
-        scope = Scope(training=True, generator=generator)
+        scope = Scope(True, generator, in_parts)
         outputs = self.network(self.input(batch_size), scope)
         targets = ad.variable(TARGETS, (batch_size, *target_shape), target_dtype)
         loss = mean_loss(self.loss, outputs, targets)

@@ -115,11 +115,17 @@ class Scope:
     """The context of a layer's call: the declarations of parameters, and the mode of training.
 
     Layers that need random numbers in training draw them from ``generator``. ``batch_norm``: see
-    ``BatchNormMode``.
+    ``BatchNormMode``. ``in_parts``: the batch is a part of a minibatch; see ``MeanOfParts``.
     """
 
-    def __init__(self, training: bool = False, generator: np.random.Generator | None = None):
+    def __init__(
+        self,
+        training: bool = False,
+        generator: np.random.Generator | None = None,
+        in_parts: bool = False,
+    ) -> None:
         self.training = training
+        self.in_parts = in_parts
         self.generator = generator if generator is not None else np.random.default_rng()
         self.batch_norm: BatchNormMode = "batch"
         self.is_frozen = False

@@ -39,6 +39,12 @@ def counter() -> Model:
     return model
 
 
+def normalized_counter() -> Model:
+    model = Model(Sequential(BatchNorm(), Dense(1)), (SAMPLES,), "mse", np.float32)
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    return model
+
+
 def counts(model: Model) -> np.ndarray:
     return -model.weights[:SAMPLES] * BATCH / RATE
 
@@ -96,22 +102,29 @@ def test_each_sample_is_counted_once_in_each_epoch() -> None:
 def test_two_are_as_accurate_as_one_and_equal_calls_end_with_equal_bits() -> None:
     (_, alone), (model, history), (again, _) = fitted(1), fitted(2), fitted(2)
     assert [each.epoch for each in history] == [each.epoch for each in alone]
-    assert history[-1].loss < 1.2 * alone[-1].loss  # batch norm has the statistics of a half
+    assert history[-1].loss < 1.1 * alone[-1].loss  # dropout differs
     assert history[-1].validation.loss < 1.1 * alone[-1].validation.loss
     assert history[-1].steps.learning_rate == alone[-1].steps.learning_rate
     np.testing.assert_array_equal(model.weights, again.weights)
 
 
+@pytest.mark.parametrize("untrained", [counter, normalized_counter])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_no_bit_is_lost_with_a_worker(
-    end: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: Callable[[], Model],
+    end: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In mid-lease. A stopped one counts as lost after a time."""
+    """In mid-lease: with batch norm, the other one waits for it in mid-step.
+
+    A stopped one counts as lost after a time.
+    """
     monkeypatch.setattr(fit_workers, "LATE_S", 1.0)
     fall = once(tmp_path / "fallen", lambda: os.kill(os.getpid(), end))
     weights = []
     for rows in (ONE_HOT, Rows(fall)):
-        model = counter()
+        model = untrained()
         dist_net.fit(model, rows, NOTHING, epochs=3, workers=2, **COUNTED)
         weights.append(model.weights)
     assert (tmp_path / "fallen").exists()

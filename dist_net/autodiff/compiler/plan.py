@@ -7,7 +7,8 @@ all views and all arguments of calls, so that a run only makes the calls. All bi
 share its buffers, so only one of them may run at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dist_net.autodiff.compiler.steps import assign_slots, materialise, steps_of
 from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.autodiff.operations.normalization import MeanOfParts
 from dist_net.errors import GraphError, ShapeError
 
 
@@ -40,6 +42,18 @@ class BoundPlan:
             for call in self._calls:
                 call()
         return self.outputs
+
+    def stages(self) -> Iterator[tuple[MeanOfParts, Array]]:
+        """Run; yield each ``MeanOfParts`` with its result, for the caller to replace.
+
+        It is this part's value. The plans of the other parts yield theirs in the same order. The
+        caller must ignore floating-point errors, as ``run`` does.
+        """
+        for node, calls in self.steps:
+            for call in calls:
+                result: Any = call()
+            if isinstance(node.operation, MeanOfParts):
+                yield node.operation, result
 
 
 class Plan:

@@ -15,10 +15,14 @@ from threadpoolctl import threadpool_limits
 
 from dist_net.errors import SegmentError, SettingError
 from dist_net.processes.cores import available_cores
-from dist_net.training.server.round_plan import FEWEST_OF_STATISTICS, FEWEST_SAMPLES
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses, fork_hazard
-from dist_net.training.worker.shared_minibatches import SharedSteps, shared_memory, sharing
+from dist_net.training.worker.shared_minibatches import (
+    FEWEST_SAMPLES,
+    SharedSteps,
+    shared_memory,
+    sharing,
+)
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import MAX_PARTS, LeaseSteps, minibatches_in
 from dist_net.wire.messages import StepSettings
@@ -42,11 +46,11 @@ class WorkerSteps(LocalSteps):
     """
 
     def __init__(
-        self, local: LocalSteps, settings: StepSettings, count: int, fewest: int, step_s: float
+        self, local: LocalSteps, settings: StepSettings, count: int, step_s: float
     ) -> None:
         self.rule, self.rate_factor, self.learning_rate = local.rule, 1.0, 0.0
-        self._settings, self._sharing = settings, (local, count, fewest)
-        self._alone = SharedSteps(local, shared_memory(local, count), fewest)
+        self._settings, self._sharing = settings, (local, count)
+        self._alone = SharedSteps(local, shared_memory(local, count), count)
         self._steps: LocalSteps = self._alone
         self._minibatches = max(1, round(LEASE_S / step_s))
         self._late_s = max(LATE_S, LATE_FACTOR * step_s * self._minibatches)
@@ -74,7 +78,7 @@ class WorkerSteps(LocalSteps):
         if self._steps is self._alone and self._starts and fork_hazard() is None:
             self._starts -= 1
             try:
-                local, count, _ = self._sharing
+                local, count = self._sharing
                 facts = count, self.rule.state_size, lambda _: local, sharing(*self._sharing)
                 self._steps = PartProcesses(*facts).steps_of(self._settings)
             except (SegmentError, OSError) as error:
@@ -118,8 +122,7 @@ def divided_steps(
     if workers != "auto" and not (type(workers) is int and 1 <= workers <= MAX_PARTS):
         raise SettingError(f"workers={workers!r}: expected 1 to {MAX_PARTS}, or 'auto'")
     minibatches = settings.epochs * minibatches_in(epoch.samples, epoch.batch_size)
-    fewest = FEWEST_OF_STATISTICS if local.rule.has_statistics else FEWEST_SAMPLES
-    most = max(1, epoch.batch_size // fewest)
+    most = max(1, epoch.batch_size // FEWEST_SAMPLES)
 
     @cache
     def step_s(batch_size: int, blas_threads: int | None = 1) -> float:
@@ -147,7 +150,7 @@ def divided_steps(
     if obstacle:
         raise SettingError(f"workers={workers}: {obstacle}; expected workers=1")
     part_s = step_s(-(-epoch.batch_size // count))  # compiles, once for all
-    return WorkerSteps(local, settings, count, fewest, part_s)
+    return WorkerSteps(local, settings, count, part_s)
 
 
 def useful_workers(

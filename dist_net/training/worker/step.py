@@ -1,7 +1,7 @@
 """Gradients of minibatches: by the engine, or by a recipe's own function."""
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,8 @@ class TrainingStep:
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
-        self._model = model
+        self._model, self._dataset = model, dataset
+        self._in_parts = False
         self._pool = ThreadPool(threads, fastest_gemm())
         self._blas = ThreadpoolController().select(user_api="blas")
         self._inputs = samples_of(dataset.train_inputs)
@@ -88,8 +89,27 @@ class TrainingStep:
         # By size and id of the weights, which are kept alive with it.
         self._bound: dict[tuple[int, int], tuple[BoundPlan, Vector]] = {}
 
+    def of_part(self, gradient: Vector) -> Self:
+        """Return the step of a part of each minibatch, which writes to ``gradient``."""
+        step = type(self)(self._model, self._dataset, self._seed)
+        step.gradient, step._in_parts = gradient, True
+        return step
+
     def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
         """Read the minibatch and run it forwards and backwards; see ``GradientFunction``."""
+        bound = self.bound(weights, minibatch)
+        with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
+            bound.run()
+        return self.result(bound, minibatch)
+
+    def result(self, bound: BoundPlan, minibatch: Minibatch) -> MinibatchGradient:
+        """Return what ``bound`` has computed."""
+        loss, right, *_ = bound.outputs
+        size = minibatch.stop - minibatch.start
+        return MinibatchGradient(float(loss) * size, self.gradient, float(right))
+
+    def bound(self, weights: Vector, minibatch: Minibatch) -> BoundPlan:
+        """Read the minibatch; return the plan that runs it forwards and backwards."""
         size = minibatch.stop - minibatch.start
         plan = self._plan(size)
         self._read(minibatch, plan)
@@ -101,9 +121,7 @@ class TrainingStep:
         # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
         self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
-        with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
-            loss, right, *_ = binding[0].run()
-        return MinibatchGradient(float(loss) * size, self.gradient, float(right))
+        return binding[0]
 
     def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
         rows = self._rows.of(minibatch)
@@ -120,7 +138,7 @@ class TrainingStep:
                 self._bound.clear()
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             facts = self._generator, self._pool, self._targets.shape, targets.dtype, self._arena
-            plan = self._model.compile_training(size, *facts)
+            plan = self._model.compile_training(size, *facts, self._in_parts)
             inputs = np.empty((size, *self._inputs.shape), self._inputs.dtype)
             self._plans[size] = SizedPlan(plan, inputs, targets)
         return self._plans[size]
