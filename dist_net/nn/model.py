@@ -329,7 +329,8 @@ class Model:
         for ``compile``. ``in_parts``: the batch is a part of a minibatch; see ``Scope``.
         Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
         """
-        scope = Scope(True, generator, in_parts)
+        scope = Scope(training=True, generator=generator)
+        scope.in_parts = in_parts
         outputs = self.network(self.input(batch_size), scope)
         targets = ad.variable(TARGETS, (batch_size, *target_shape), target_dtype)
         loss = mean_loss(self.loss, outputs, targets)

@@ -118,14 +118,8 @@ class Scope:
     ``BatchNormMode``. ``in_parts``: the batch is a part of a minibatch; see ``MeanOfParts``.
     """
 
-    def __init__(
-        self,
-        training: bool = False,
-        generator: np.random.Generator | None = None,
-        in_parts: bool = False,
-    ) -> None:
-        self.training = training
-        self.in_parts = in_parts
+    def __init__(self, training: bool = False, generator: np.random.Generator | None = None):
+        self.training, self.in_parts = training, False
         self.generator = generator if generator is not None else np.random.default_rng()
         self.batch_norm: BatchNormMode = "batch"
         self.is_frozen = False

@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 
 from dist_net.wire.fields import Limits
 
+FEWEST_SAMPLES = 2  # of a minibatch and of its parts: batch normalisation needs a variance
 MAX_PARTS = 32
 """The largest number of parts of a lease: a journal's record has five bits for it."""
 
@@ -14,9 +15,9 @@ Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
 def minibatches_in(samples: int, batch_size: int) -> int:
     """Return the number of minibatches of ``batch_size``; a last one may be smaller.
 
-    A single sample joins the minibatch before it: batch normalisation needs the variance of two.
+    A single sample joins the minibatch before it.
     """
-    return max(1, (samples + batch_size - min(batch_size, 2)) // batch_size)
+    return max(1, (samples + batch_size - min(batch_size, FEWEST_SAMPLES)) // batch_size)
 
 
 class LeaseSteps(NamedTuple):

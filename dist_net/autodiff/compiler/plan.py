@@ -43,17 +43,16 @@ class BoundPlan:
                 call()
         return self.outputs
 
-    def stages(self) -> Iterator[tuple[MeanOfParts, Array]]:
-        """Run; yield each ``MeanOfParts`` with its result, for the caller to replace.
+    def stages(self) -> Iterator[Any]:
+        """Run; yield the array of each ``MeanOfParts``, this part's, for the caller to replace.
 
-        It is this part's value. The plans of the other parts yield theirs in the same order. The
-        caller must ignore floating-point errors, as ``run`` does.
+        Plans of the other parts yield theirs in the same order. Overflow raises NumPy's warnings.
         """
         for node, calls in self.steps:
             for call in calls:
-                result: Any = call()
+                result = call()
             if isinstance(node.operation, MeanOfParts):
-                yield node.operation, result
+                yield result
 
 
 class Plan:

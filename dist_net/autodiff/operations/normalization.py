@@ -22,6 +22,7 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.kernels.convolution.training import compiled_loops
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
+from dist_net.autodiff.operations.elementwise import astype, maximum, square
 from dist_net.autodiff.operations.reduction import broadcast_to, column_dots, long_rows, mean, sum
 from dist_net.autodiff.operations.shaping import concatenate, reshape, split
 from dist_net.errors import ShapeError
@@ -146,34 +147,17 @@ class ScaleAndShift(SharedOperation):
 
 @dataclass(frozen=True)
 class MeanOfParts(Operation):
-    """The mean of a vector over the parts of a minibatch, by their shares of its samples.
+    """The mean of a vector over the parts of a minibatch, weighted by their numbers of samples.
 
-    Means followed by variances, ``of_moments``, become those of all parts. Other plans compute the
-    other parts: see ``BoundPlan.stages``. Of a single part, it is the vector. The loss is such a
-    mean too; so is, therefore, the cotangent of each part's vector, divided by its share.
+    Plans of the other parts compute theirs: see ``BoundPlan.stages``. In a plan that runs alone, it
+    is the vector. The loss is such a mean too, hence the VJP.
     """
-
-    of_moments: bool = False
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.positive, inputs[0], out)
 
-    def of(self, parts: Array, shares: Array) -> Array:
-        """Return the mean of ``parts``, (parts, length), by their ``shares``, (parts,)."""
-        total: Array = np.einsum("i,ij->j", shares, parts)
-        if self.of_moments:
-            half = len(total) // 2
-            apart = np.square(parts[:, :half] - total[:half])
-            total[half:] += np.einsum("i,ij->j", shares, apart)
-        return total
-
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        flowing = apply(MeanOfParts(), cotangent)
-        if not self.of_moments:
-            return (flowing,)
-        own, of_all = (split(each, 2)[0] for each in (*node.inputs, node))
-        to_mean, to_variance = split(flowing, 2)
-        return (concatenate([to_mean + (own - of_all) * to_variance * 2.0, to_variance]),)
+        return (apply(self, cotangent),)
 
 
 def batch_normalize(
@@ -186,8 +170,8 @@ def batch_normalize(
     """Return (x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
 
     ``x`` is (..., channels), the others (channels,). The variance is the sum of squared differences
-    divided by the number of rows, not by rows - 1. If ``x`` is one of the parts of a batch, mean
-    and variance are those of the whole: see ``MeanOfParts``. Raise ``ShapeError``.
+    divided by the number of rows, not by rows - 1. If ``x`` is a part of a batch, mean and variance
+    are those of the whole: see ``MeanOfParts``. Raise ``ShapeError``.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(
@@ -199,8 +183,12 @@ def batch_normalize(
     center = mean(rows, 0)
     variance = apply(Variance(), rows, center)
     if in_parts:
-        moments = concatenate([center, variance])
-        center, variance = split(apply(MeanOfParts(of_moments=True), moments), 2)
+        # The difference of squares needs the digits of float64.
+        own, spread = (astype(each, np.float64) for each in (center, variance))
+        moments = apply(MeanOfParts(), concatenate([own, spread + square(own)]))
+        first, second = split(moments, 2)
+        pooled = first, maximum(second - square(first), 0.0)
+        center, variance = (astype(each, x.dtype) for each in pooled)
     scale = gamma / deviation(variance)
     normal = apply(ScaleAndShift(), beta - center * scale, rows, scale)
     return reshape(normal, x.shape), center, variance

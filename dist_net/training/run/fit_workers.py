@@ -17,14 +17,9 @@ from dist_net.errors import SegmentError, SettingError
 from dist_net.processes.cores import available_cores
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses, fork_hazard
-from dist_net.training.worker.shared_minibatches import (
-    FEWEST_SAMPLES,
-    SharedSteps,
-    shared_memory,
-    sharing,
-)
+from dist_net.training.worker.shared_minibatches import SharedSteps, shared_memory, sharing
 from dist_net.vector import Vector
-from dist_net.wire.lease_steps import MAX_PARTS, LeaseSteps, minibatches_in
+from dist_net.wire.lease_steps import FEWEST_SAMPLES, MAX_PARTS, LeaseSteps, minibatches_in
 from dist_net.wire.messages import StepSettings
 
 logger = logging.getLogger(__name__)
@@ -50,7 +45,7 @@ class WorkerSteps(LocalSteps):
     ) -> None:
         self.rule, self.rate_factor, self.learning_rate = local.rule, 1.0, 0.0
         self._settings, self._sharing = settings, (local, count)
-        self._alone = SharedSteps(local, shared_memory(local, count), count)
+        self._alone = SharedSteps(local, shared_memory(local, count))
         self._steps: LocalSteps = self._alone
         self._minibatches = max(1, round(LEASE_S / step_s))
         self._late_s = max(LATE_S, LATE_FACTOR * step_s * self._minibatches)

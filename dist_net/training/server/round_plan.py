@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
-from dist_net.wire.lease_steps import minibatches_in
+from dist_net.wire.lease_steps import FEWEST_SAMPLES, minibatches_in
 
 NOISE = 24
 """The most noise that a worker may add between two averages; see ``plan_round``."""
 
-FEWEST_SAMPLES, FEWEST_OF_STATISTICS = 2, 8
-"""The fewest samples of a share, and of a share whose means and variances a net uses. With batch
-norm, shares of 4 raise the loss by 5 to 15 %, those of 2 by half."""
+FEWEST_OF_STATISTICS = 8
+"""The fewest samples of a share whose means and variances a net uses. Shares of 4 raise the loss by
+5 to 15 %, those of 2 by half."""
 
 MINIBATCHES = 5000
 """Two groups take turns in runs of so many minibatches: their momentum needs rounds to act."""

@@ -1,14 +1,14 @@
 """Local steps of which processes of one host share every minibatch: synchronous SGD.
 
 Each process computes the gradient of a part of the samples, averages a part of all gradients, and
-updates a part of the state. The mean is the gradient of the minibatch, and the statistics of batch
-norm are combined within the step, so that any number of processes takes the steps of one, up to
-rounding.
+updates a part of the state. Batch norm has the statistics of all parts, so that the mean is the
+gradient of the minibatch: any number of processes takes the steps of one, up to rounding.
 """
 
 import mmap
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 
 import numpy as np
@@ -17,26 +17,21 @@ from numpy.typing import NDArray
 from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
-from dist_net.wire.lease_steps import LeaseSteps
+from dist_net.wire.lease_steps import FEWEST_SAMPLES, LeaseSteps
 from dist_net.wire.messages import StepSettings
-
-FEWEST_SAMPLES = 2  # of a part: batch norm takes a single one for a whole minibatch
 
 
 def shared_memory(local: LocalSteps, count: int) -> NDArray[np.float32]:
-    """Return two states, sums, a mean, and ``count`` gradients and twice as many values of parts.
-
-    Forked processes share them.
-    """
+    """Return what ``count`` processes share: states, sums, a mean, gradients, statistics twice."""
     width = (max(local.rule.state_size, 4 * count) + 15) // 16 * 16  # whole cache lines
     memory = mmap.mmap(-1, 4 * (4 + 3 * count) * width)  # allocated where it is written
     return np.frombuffer(memory, np.float32).reshape(-1, width, copy=False)
 
 
 class SharedSteps(LocalSteps):
-    """The steps of ``local``, whose gradients are of a ``TrainingStep``, of minibatches in parts.
+    """The steps of ``local``, which has a ``TrainingStep``, with minibatches in parts.
 
-    ``memory`` is shared. Process ``number`` computes one part of ``count`` and must ``wait``
+    ``memory`` has room for each part. Process ``number`` computes one part and must ``wait``
     for the others; without a number, this process computes all parts, to the same bits.
     """
 
@@ -44,19 +39,18 @@ class SharedSteps(LocalSteps):
         self,
         local: LocalSteps,
         memory: NDArray[np.float32],
-        count: int,
         number: int | None = None,
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        rule, step = local.rule, local.gradient_at
-        assert isinstance(step, TrainingStep)
+        rule, step, count = local.rule, local.gradient_at, len(memory[4:]) // 3
+        assert isinstance(step, TrainingStep)  # as in ``fit``
         super().__init__(self._mean_gradient, rule, local.batch_size, local.learning_rate_at)
         self._wait = wait
         self._states = [(each[: rule.state_size], each[: rule.size]) for each in memory[:2]]
         self._sums = memory[2, : 4 * count].view(np.float64).reshape(count, 2, copy=False)
         self._average, self._gradients = memory[3, : rule.size], memory[4 : 4 + count, : rule.size]
-        # Two sets, in turn: the others may still read the last.
-        self._values = memory[4 + count :].view(np.float64).reshape(2, count, -1, copy=False)
+        # Two sets, in turn: other processes may still read the last.
+        self._statistics = memory[4 + count :].view(np.float64).reshape(2, count, -1, copy=False)
         if number is not None:
             rule.keep_part(number, count)
         numbers = range(count) if number is None else [number]
@@ -74,35 +68,29 @@ class SharedSteps(LocalSteps):
         count, samples = len(self._gradients), last - first
         used = count if samples >= FEWEST_SAMPLES * count else 1
         edges = [first + samples * part // used for part in range(used + 1)]
+        parts = [Minibatch(epoch, *each) for each in pairwise(edges)]
         shares = np.diff(edges) / samples
-        own = {
-            number: Minibatch(epoch, *edges[number : number + 2])
-            for number in self._steps
-            if number < used
-        }
         self._wait()  # for the weights
-        plans = {number: self._steps[number].bound(weights, part) for number, part in own.items()}
-        with np.errstate(all="ignore"):  # as a plan's run does
+        plans = {n: step.bound(weights, parts[n]) for n, step in self._steps.items() if n < used}
+        with np.errstate(all="ignore"):
             stages = zip(*(plan.stages() for plan in plans.values()), strict=True)
-            for turn, stage in enumerate(stages):
-                shared = self._values[turn % 2, :used, : len(stage[0][1])]
-                for number, (_, value) in zip(plans, stage, strict=True):
-                    shared[number] = value
+            for turn, values in enumerate(stages):
+                shared = self._statistics[turn % 2, :used, : len(values[0])]
+                shared[[*plans]] = values
                 if used > 1:
-                    self._wait()
-                for mean, value in stage:
-                    value[:] = mean.of(shared, shares)
+                    self._wait()  # for those of the others
+                for value in values:
+                    np.einsum("i,ij->j", shares, shared, out=value)
         for number, plan in plans.items():
-            loss, _, right = self._steps[number].result(plan, own[number])
-            self._sums[number] = loss, right
+            self._sums[number] = plan.outputs[:2]
         self._wait()
         place = self.rule.part
         gradients = shares.astype(np.float32), self._gradients[:used, place]
         np.einsum("i,ij->j", *gradients, out=self._average[place])
         if self.rule.clip_norm:
             self._wait()  # for the mean, whose norm counts
-        loss, right = map(float, self._sums[:used].sum(axis=0))
-        return MinibatchGradient(loss, self._average, right)
+        loss, right = self._sums[:used].T
+        return MinibatchGradient(samples * float(shares @ loss), self._average, float(right.sum()))
 
 
 def sharing(local: LocalSteps, count: int) -> Callable[[int, StepSettings], LocalSteps]:
@@ -117,4 +105,4 @@ def sharing(local: LocalSteps, count: int) -> Callable[[int, StepSettings], Loca
         for _ in semaphores[1:]:
             semaphores[number].acquire()
 
-    return lambda number, _: SharedSteps(local, memory, count, number, partial(wait, number))
+    return lambda number, _: SharedSteps(local, memory, number, partial(wait, number))

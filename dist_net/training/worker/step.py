@@ -70,8 +70,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
-        self._model, self._dataset = model, dataset
-        self._in_parts = False
+        self._model, self._dataset, self._in_parts = model, dataset, False
         self._pool = ThreadPool(threads, fastest_gemm())
         self._blas = ThreadpoolController().select(user_api="blas")
         self._inputs = samples_of(dataset.train_inputs)
@@ -99,12 +98,7 @@ class TrainingStep:
         """Read the minibatch and run it forwards and backwards; see ``GradientFunction``."""
         bound = self.bound(weights, minibatch)
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
-            bound.run()
-        return self.result(bound, minibatch)
-
-    def result(self, bound: BoundPlan, minibatch: Minibatch) -> MinibatchGradient:
-        """Return what ``bound`` has computed."""
-        loss, right, *_ = bound.outputs
+            loss, right, *_ = bound.run()
         size = minibatch.stop - minibatch.start
         return MinibatchGradient(float(loss) * size, self.gradient, float(right))
 

@@ -13,7 +13,6 @@ from dist_net.training.server.round_plan import (
     COMPUTING_TO_EXCHANGE,
     FEWEST_OF_STATISTICS,
     FEWEST_ROUNDS,
-    FEWEST_SAMPLES,
     FEWEST_STEPS,
     LONGEST_WAIT_S,
     MINIBATCHES,
@@ -28,6 +27,7 @@ from dist_net.training.server.round_plan import (
     outer_step,
     plan_round,
 )
+from dist_net.wire.lease_steps import FEWEST_SAMPLES
 
 ROUNDS, ASYNC, BSP = Consistency
 FAST, SLOW, FAR = LeaseTimes(0.0, 0.1), LeaseTimes(0.0, 0.4), LeaseTimes(2.0, 0.1)

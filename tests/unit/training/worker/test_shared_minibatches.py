@@ -56,7 +56,7 @@ def test_parts_take_the_steps_of_the_whole(
     samples = 3 * batch_size + rest % batch_size
     spread = np.random.default_rng(rest).standard_normal((samples, *shape), np.float32)
     local, base = local_and_base(network(), spread + np.float32(offset), batch_size)
-    shared = SharedSteps(local, shared_memory(local, count), count)
+    shared = SharedSteps(local, shared_memory(local, count))
     lease = LeaseSteps(0, 0, samples, 0, pace=batch_size, batch_size=batch_size)
     for steps in (local, shared):
         assert len([*steps.take(base, lease)]) >= 3
