@@ -185,8 +185,7 @@ def batch_normalize(
     if in_parts:
         # The difference of squares needs the digits of float64.
         own, spread = (astype(each, np.float64) for each in (center, variance))
-        moments = apply(MeanOfParts(), concatenate([own, spread + square(own)]))
-        first, second = split(moments, 2)
+        first, second = split(apply(MeanOfParts(), concatenate([own, spread + square(own)])), 2)
         pooled = first, maximum(second - square(first), 0.0)
         center, variance = (astype(each, x.dtype) for each in pooled)
     scale = gamma / deviation(variance)
