@@ -13,10 +13,7 @@ Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
 
 
 def minibatches_in(samples: int, batch_size: int) -> int:
-    """Return the number of minibatches of ``batch_size``; a last one may be smaller.
-
-    A single sample joins the minibatch before it.
-    """
+    """Return the number of minibatches; the last may be smaller, a single sample joins another."""
     return max(1, (samples + batch_size - min(batch_size, FEWEST_SAMPLES)) // batch_size)
 
 

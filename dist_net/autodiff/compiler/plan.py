@@ -43,16 +43,13 @@ class BoundPlan:
                 call()
         return self.outputs
 
-    def stages(self) -> Iterator[Any]:
-        """Run; yield the array of each ``MeanOfParts``, this part's, for the caller to replace.
-
-        Plans of the other parts yield theirs in the same order. Overflow raises NumPy's warnings.
-        """
+    def stages(self) -> Iterator[tuple[MeanOfParts, Any]]:
+        """Run; yield each ``MeanOfParts`` and this part's vector, for the caller to replace."""
         for node, calls in self.steps:
             for call in calls:
                 result = call()
             if isinstance(node.operation, MeanOfParts):
-                yield result
+                yield node.operation, result
 
 
 class Plan:

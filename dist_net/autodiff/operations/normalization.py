@@ -12,19 +12,11 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.expression import (
-    Expression,
-    Operation,
-    SharedOperation,
-    apply,
-    constant,
-    same_dtype,
-)
+from dist_net.autodiff.expression import Expression, Operation, SharedOperation, apply, constant
 from dist_net.autodiff.kernels.convolution.training import compiled_loops
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
-from dist_net.autodiff.operations.elementwise import astype, maximum, square
 from dist_net.autodiff.operations.reduction import broadcast_to, column_dots, long_rows, mean, sum
-from dist_net.autodiff.operations.shaping import concatenate, reshape, split
+from dist_net.autodiff.operations.shaping import reshape, split
 from dist_net.errors import ShapeError
 
 MAX_SHIFT = 16.0
@@ -83,7 +75,7 @@ class ColumnDots(SharedOperation):
     """The sum, by channel, of the products of two matrices."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[0].shape[1:], same_dtype("column dots", *inputs)
+        return inputs[0].shape[1:], inputs[0].dtype
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, y = inputs
@@ -106,7 +98,7 @@ class ScaleAndShift(SharedOperation):
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[1].shape, same_dtype("scale and shift", *inputs)
+        return inputs[1].shape, inputs[1].dtype
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         shift, *terms = inputs
@@ -145,19 +137,40 @@ class ScaleAndShift(SharedOperation):
         return flowing
 
 
-@dataclass(frozen=True)
 class MeanOfParts(Operation):
-    """The mean of a vector over the parts of a minibatch, weighted by their numbers of samples.
+    """The mean of a vector over the parts of a minibatch, which ``BoundPlan.stages`` leaves open.
 
-    Plans of the other parts compute theirs: see ``BoundPlan.stages``. In a plan that runs alone, it
-    is the vector. The loss is such a mean too, hence the VJP.
+    Plans of all parts reach their vectors in the same order. ``BoundPlan.run`` keeps the vector.
     """
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.positive, inputs[0], out)
 
+    def of(self, parts: Array, shares: Array) -> Array:
+        """Return the mean of ``parts``, (parts, length), by their ``shares`` of the samples."""
+        return np.asarray(np.einsum("i,ij->j", shares, parts))
+
+
+class MomentsOfParts(MeanOfParts):
+    """The mean and then the variance of all parts. Inputs: x (rows, channels), and its own two."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return (2 * inputs[1].size,), inputs[1].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return partial(np.concatenate, inputs[1:], 0, out)
+
+    def of(self, parts: Array, shares: Array) -> Array:
+        moments, size = super().of(parts, shares), parts.shape[1] // 2
+        moments[size:] += super().of(np.square(parts[:, :size] - moments[:size]), shares)
+        return moments
+
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (apply(self, cotangent),)
+        # The loss is a mean of the parts' losses too, so that their cotangents are averaged.
+        x = node.inputs[0]
+        to_mean, to_variance = split(apply(MeanOfParts(), cotangent) * (1 / x.shape[0]), 2)
+        factor = to_variance * 2.0
+        return apply(ScaleAndShift(), to_mean - split(node, 2)[0] * factor, x, factor), None, None
 
 
 def batch_normalize(
@@ -171,7 +184,7 @@ def batch_normalize(
 
     ``x`` is (..., channels), the others (channels,). The variance is the sum of squared differences
     divided by the number of rows, not by rows - 1. If ``x`` is a part of a batch, mean and variance
-    are those of the whole: see ``MeanOfParts``. Raise ``ShapeError``.
+    are those of the whole: see ``MomentsOfParts``. Raise ``ShapeError``.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(
@@ -183,11 +196,7 @@ def batch_normalize(
     center = mean(rows, 0)
     variance = apply(Variance(), rows, center)
     if in_parts:
-        # The difference of squares needs the digits of float64.
-        own, spread = (astype(each, np.float64) for each in (center, variance))
-        first, second = split(apply(MeanOfParts(), concatenate([own, spread + square(own)])), 2)
-        pooled = first, maximum(second - square(first), 0.0)
-        center, variance = (astype(each, x.dtype) for each in pooled)
+        center, variance = split(apply(MomentsOfParts(), rows, center, variance), 2)
     scale = gamma / deviation(variance)
     normal = apply(ScaleAndShift(), beta - center * scale, rows, scale)
     return reshape(normal, x.shape), center, variance

@@ -74,13 +74,14 @@ class SharedSteps(LocalSteps):
         plans = {n: step.bound(weights, parts[n]) for n, step in self._steps.items() if n < used}
         with np.errstate(all="ignore"):
             stages = zip(*(plan.stages() for plan in plans.values()), strict=True)
-            for turn, values in enumerate(stages):
-                shared = self._statistics[turn % 2, :used, : len(values[0])]
-                shared[[*plans]] = values
+            for turn, stage in enumerate(stages):
+                (mean, value), *_ = stage
+                shared = self._statistics[turn % 2, :used, : len(value)]
+                shared[[*plans]] = [value for _, value in stage]
                 if used > 1:
                     self._wait()  # for those of the others
-                for value in values:
-                    np.einsum("i,ij->j", shares, shared, out=value)
+                for _, value in stage:
+                    value[:] = mean.of(shared, shares)
         for number, plan in plans.items():
             self._sums[number] = plan.outputs[:2]
         self._wait()

@@ -108,14 +108,13 @@ class TrainingStep:
         plan = self._plan(size)
         self._read(minibatch, plan)
         key = (size, id(weights))
-        binding = self._bound.get(key)
-        if binding is None:
+        if key not in self._bound:
             bound = self._model.bind_training(*plan, weights, self.gradient)
-            binding = self._bound[key] = bound, weights
+            self._bound[key] = bound, weights
         # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
         self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
-        return binding[0]
+        return self._bound[key][0]
 
     def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
         rows = self._rows.of(minibatch)
