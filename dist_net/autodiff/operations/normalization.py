@@ -138,10 +138,7 @@ class ScaleAndShift(SharedOperation):
 
 
 class MeanOfParts(Operation):
-    """The mean of a vector over the parts of a minibatch, which ``BoundPlan.stages`` leaves open.
-
-    Plans of all parts reach their vectors in the same order. ``BoundPlan.run`` keeps the vector.
-    """
+    """The mean of a vector over the parts of a minibatch; of one part, if its plan runs alone."""
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.positive, inputs[0], out)
@@ -183,8 +180,8 @@ def batch_normalize(
     """Return (x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
 
     ``x`` is (..., channels), the others (channels,). The variance is the sum of squared differences
-    divided by the number of rows, not by rows - 1. If ``x`` is a part of a batch, mean and variance
-    are those of the whole: see ``MomentsOfParts``. Raise ``ShapeError``.
+    divided by the number of rows, not by rows - 1. If ``x`` is a part of a batch, the whole
+    batch's mean and variance are used: see ``MomentsOfParts``. Raise ``ShapeError``.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(

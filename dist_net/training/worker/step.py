@@ -96,9 +96,8 @@ class TrainingStep:
 
     def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
         """Read the minibatch and run it forwards and backwards; see ``GradientFunction``."""
-        bound = self.bound(weights, minibatch)
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
-            loss, right, *_ = bound.run()
+            loss, right, *_ = self.bound(weights, minibatch).run()
         size = minibatch.stop - minibatch.start
         return MinibatchGradient(float(loss) * size, self.gradient, float(right))
 
