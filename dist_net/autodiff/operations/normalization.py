@@ -145,7 +145,7 @@ class MeanOfParts(Operation):
 
     def of(self, parts: Array, shares: Array) -> Array:
         """Return the mean of ``parts``, (parts, length), by their ``shares`` of the samples."""
-        return np.asarray(np.einsum("i,ij->j", shares, parts))
+        return np.asarray(shares @ parts)
 
 
 class MomentsOfParts(MeanOfParts):

@@ -75,12 +75,13 @@ class SharedSteps(LocalSteps):
         with np.errstate(all="ignore"):
             stages = zip(*(plan.stages() for plan in plans.values()), strict=True)
             for turn, stage in enumerate(stages):
-                (mean, value), *_ = stage
-                shared = self._statistics[turn % 2, :used, : len(value)]
-                shared[[*plans]] = [value for _, value in stage]
+                (mean, *_), values = zip(*stage, strict=True)
+                shared = self._statistics[turn % 2, :used, : len(values[0])]
+                for number, value in zip(plans, values, strict=True):
+                    shared[number] = value
                 if used > 1:
                     self._wait()  # for those of the others
-                for _, value in stage:
+                for value in values:
                     value[:] = mean.of(shared, shares)
         for number, plan in plans.items():
             self._sums[number] = plan.outputs[:2]
