@@ -40,7 +40,7 @@ def local_and_base(
     return local, local.rule.initial(recipe.initial_weights(0))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.sampled_from([dense, convolutional]),
     st.integers(2, 20),
