@@ -8,7 +8,7 @@ gradient of the minibatch: any number of processes takes the steps of one, up to
 import mmap
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from multiprocessing import get_context
 
 import numpy as np
@@ -19,6 +19,8 @@ from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import FEWEST_SAMPLES, LeaseSteps
 from dist_net.wire.messages import StepSettings
+
+SPINS = 2000  # 40 us, about what it takes to sleep and to be woken
 
 
 def shared_memory(local: LocalSteps, count: int) -> NDArray[np.float32]:
@@ -105,6 +107,7 @@ def sharing(local: LocalSteps, count: int) -> Callable[[int, StepSettings], Loca
         for semaphore in (*semaphores[:number], *semaphores[number + 1 :]):
             semaphore.release()
         for _ in semaphores[1:]:
-            semaphores[number].acquire()
+            if not any(map(semaphores[number].acquire, repeat(False, SPINS))):
+                semaphores[number].acquire()
 
     return lambda number, _: SharedSteps(local, memory, number, partial(wait, number))
