@@ -87,9 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--contact", str, "HOST", "of a standby: this host's name or IP address for others"),
     )
     add_trust_argument(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="of a standby: print the result as JSON"
-    )
+    parser.add_argument("--json", action="store_true", help="of a standby: print its JSON object")
     add_worker_arguments(parser)
 
 

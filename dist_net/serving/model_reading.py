@@ -259,7 +259,8 @@ def run(arguments: argparse.Namespace) -> int:
         with replacing(file) as partial:
             partial.write_bytes(msgpack.packb(encode(prepared)))
         if isinstance(source, FollowedRun):
-            followed.write_text(source.to_json())
+            with replacing(followed) as partial:
+                partial.write_text(source.to_json())
 
     source = named.open(FetchProgress(plain_console()), keys, arguments.trust_recipe)
     if isinstance(source, FollowedRun) and followed.exists():

@@ -89,11 +89,12 @@ _CREATE_HINT = "'dist-net keys create DIR' on the server's host creates keys"
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """The server's key pair (Z85), and the key directory that admits peers."""
+    """The key pair (Z85), and the directory of admitted keys, which a standby has yet to copy."""
 
     public: bytes
     secret: bytes = field(repr=False)
     allow_list: Path
+    of_standby: bool = False
 
     @classmethod
     def admitting_no_peer(cls) -> Self:
@@ -190,7 +191,7 @@ def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys
             f"no worker is admitted: {allow_list_of(directory, WORKER)} contains no .key file; "
             f"add one with dist-net keys create {shlex.quote(str(directory))} --worker NAME"
         )
-    return ServerKeys(public, secret, directory)
+    return ServerKeys(public, secret, directory, of_standby)
 
 
 def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
@@ -251,19 +252,19 @@ class AllowList:
     at once. The thread of ``dist_net.wire.connections`` calls both.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, keys: ServerKeys) -> None:
+        self.directory, self._is_of_standby = keys.allow_list, keys.of_standby
         self._roles: dict[bytes, frozenset[str]] = {}
         self._names: dict[bytes, str] = {}
         self._last_error = ""
-        if directory.is_dir():
+        if self.directory.is_dir():
             self.refresh()
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
         """Return ADMITTED or REFUSED, and the key (Z85).
 
-        TRY_AGAIN with an unreadable directory, or one that only admits this host's operator: a
-        standby's, which has no copy of the run and of its allow-list yet.
+        TRY_AGAIN with an unreadable directory, or a standby's that has no copy yet: it only admits
+        this host's operator.
         """
         if mechanism != b"CURVE":
             return REFUSED, b""
@@ -271,7 +272,8 @@ class AllowList:
         is_read = self.refresh()
         if is_read and key in self._roles:
             return ADMITTED, key
-        if not is_read or {*self._roles.values()} == {frozenset((OPERATOR,))}:
+        is_copied = not self._is_of_standby or {*self._roles.values()} != {frozenset((OPERATOR,))}
+        if not (is_read and is_copied):
             return TRY_AGAIN, b""
         logger.warning("key_denied key=%s", key.decode())
         return REFUSED, b""

@@ -189,7 +189,7 @@ class ServerSocket(FramedSocket):
         for address in addresses:
             require_keys(address, keys, "listen on")
         super().__init__(zmq.ROUTER, max_array_bytes, high_water_mark)
-        self._allow_list = None if keys is None else AllowList(keys.allow_list)
+        self._allow_list = None if keys is None else AllowList(keys)
         self._overhead_bytes = 0 if keys is None else CURVE_OVERHEAD_BYTES
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}

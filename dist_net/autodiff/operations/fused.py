@@ -77,8 +77,7 @@ class Fused(SharedOperation):
 
 
 def defined(
-    outputs: Sequence[Expression],
-    is_chosen: Callable[[Fused, Expression], bool] = lambda *_: True,
+    outputs: Sequence[Expression], is_chosen: Callable[[Fused, Expression], bool] = lambda *_: True
 ) -> list[Expression]:
     """Return ``outputs`` with the definitions of the fused operations that are chosen.
 
