@@ -98,9 +98,12 @@ class RunCopy:
             self._begin(followed.state_version)
             self._facts = self._checked(facts)
         facts_of_state, at = self._facts, (followed.state_version, followed.state_at)
+        whole_bytes = 4 * (self._rule.state_size + self._rule.trained_size)
         if facts_of_state and at == (self.state_version, self.state_bytes):
             self._state += state
-        whole_bytes = 4 * (self._rule.state_size + self._rule.trained_size)
+        if self.state_bytes > whole_bytes:
+            self._begin(0)
+            raise ProtocolError(f"a state of more than {whole_bytes:,} bytes arrived")
         if not facts_of_state or self.state_bytes < whole_bytes:
             return None
         if self.journal_bytes < facts_of_state["journal_bytes"]:
@@ -125,8 +128,6 @@ class RunCopy:
         """Write the journal, then the checkpoint, which must never be ahead of it."""
         rule, facts = self._rule, self._facts
         vectors = np.frombuffer(self._state, "<f4")
-        if len(vectors) != rule.state_size + rule.trained_size:
-            raise ProtocolError(f"a state of {len(vectors)} numbers arrived")
         state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
         self._disk.sync(self._collected)
         if self._collected != self._journal:

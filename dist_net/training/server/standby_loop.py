@@ -203,9 +203,9 @@ class StandbyLoop:
     def _take_in(self, followed: Followed, now: float) -> None:
         self._is_answered = True
         self._route.learn(followed.standbys)
-        self._succession.hears(followed, self._route.current or self._given, now)
         took_s = min(now - self._asked_s, ANSWER_WITHIN_S)  # longer if this process was stopped
         try:
+            self._succession.hears(followed, self._route.current or self._given, now)
             others = self._succession.others._replace(version=self._copy.version)
             if others != self._others:
                 self._remembers(others)

@@ -270,6 +270,20 @@ def test_a_restarted_standby_follows_a_former_server_and_has_the_term_of_its_cop
     assert {(each.term, each.version) for _, each in sent} == {(9, 4) if has_copy else (0, 0)}
 
 
+def test_a_standby_outlasts_an_answer_that_no_server_of_the_run_sends(tmp_path) -> None:
+    clock, answers = Mock(), [Followed(7, 0.0, 0, "server", "{", "", 0, 0, 0, (b"", b"", b""))]
+    clock.now.return_value = 0.0
+    upstream = Mock(**{"receive.side_effect": lambda _: answers.pop() if answers else None})
+    copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
+    who = "standby", FOLLOW.address, 5.0
+    turns = StandbyLoop(lambda _: upstream, SERVER, Mock(), copy, *who, Mock(), clock=clock).turns(
+        Mock()
+    )
+    for _ in range(3):
+        next(turns)
+    assert not answers
+
+
 def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
     second = ["tcp://10.0.0.3:5", "", "third"]
     rival = FOLLOW._replace(host="third", address=second[0], sent_s=9.0)
@@ -330,6 +344,11 @@ def test_a_copy_of_another_run_is_refused(tmp_path) -> None:
             copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", 0, 0, 0, (b"", facts, b"")))
     with pytest.raises(ProtocolError):
         copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", 0, 0, 0, ()))
+    run = new_run(SETTINGS, lambda: np.zeros(SIZE, np.float32), None)
+    parts = b"", SentState(run, 1, {}).facts, bytes(4 * 10 * SIZE)  # and its journal never arrives
+    with pytest.raises(ProtocolError):
+        copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", 0, 0, 0, parts))
+    assert copy.state_bytes == 0
     for text in ("{", "3", '["x", 1]', '[["x"], [["a"]]]'):
         with pytest.raises(ProtocolError):
             Remembered.from_json(text)
