@@ -97,9 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
     if token is not None and token.kind == STANDBY_OF_RUN:
         return _stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
-    kept = default_cache_dir() / "joined" / (token.identity if token else "by-keys")
     route = ServerRoute()
     if token is not None:
+        kept = default_cache_dir() / "joined" / token.identity
         server = _join(token, kept, route, arguments.timeout)
     else:
         server = server_given(arguments, TRAINING)
@@ -125,11 +125,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
         try:
             JoinedRun(server, directory, logs, settings, display, route).run()
-        finally:
-            if route.text:  # the run has standbys
+        except BaseException:
+            if token is not None and route.text:  # a standby may continue the run
                 with suppress(OSError):
                     shutil.copytree(directory.keys, kept, dirs_exist_ok=True)
                     (kept / "places").write_text(route.text)
+            raise
+        if token is not None:
+            shutil.rmtree(kept, ignore_errors=True)
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
 

@@ -250,8 +250,13 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
         prefix=hosts.on("server"),
     )
     token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
+    kept = tmp_path / "dist-net" / "joined" / JoinToken.parse(token).identity
+    kept.mkdir(parents=True)  # as if it had joined before
+    own_cache = "env", f"XDG_CACHE_HOME={tmp_path}"
     joined = [
-        start("join", token, "--workers", str(count), prefix=hosts.on(f"worker-{host}"))
+        start(
+            "join", token, "--workers", str(count), prefix=[*hosts.on(f"worker-{host}"), *own_cache]
+        )
         for host, count in enumerate((1, 3))
     ]
     report = server.report(
@@ -269,6 +274,7 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
 
     result = server.result()
     assert [each.ends() for each in joined] == [0, 0]
+    assert not kept.exists()
     assert result["samples"] == epochs * 1437
     assert result["bytes_sent_per_sample"] > 0
     assert here("replay", run, "--json")["matches"]

@@ -118,7 +118,8 @@ def test_a_run_is_followed_to_another_host_and_answers_never_go_back(
         r"    echo (\w+) \| dist-net join\n", server.says(r"(?s).*run instead.*?\n.*?\n")[0]
     )
     standby = start("join", of_standby, "--workers", "1", "--run-dir", str(copy))
-    joined = start("join", token, "--workers", "1")
+    own_cache = "env", f"XDG_CACHE_HOME={tmp_path / 'cache'}"  # it keeps its keys there
+    joined = start("join", token, "--workers", "1", prefix=own_cache)
     pool = serve(f"{LIVE}={token}", "--workers", "1")
     with Questions(pool.address) as questions, Client(pool.address, timeout_s=60) as client:
         server.report(lambda report: report["standby_list"] and len(report["workers"]) == 3)
