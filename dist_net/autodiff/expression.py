@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -157,20 +157,45 @@ class Expression:
     def __bool__(self) -> bool:
         raise GraphError(f"{self} has no truth value before it is computed; use where()")
 
-    if TYPE_CHECKING:  # ``operations/__init__.py`` sets the operators, and methods like NumPy's
-        _unary: ClassVar[Callable[[Expression], Expression]] = NotImplemented
-        _binary: ClassVar[BinaryOperator] = NotImplemented
-        _method: ClassVar[Callable[..., Expression]] = NotImplemented
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _binary
-        __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __rpow__ = _binary
-        __and__ = __lt__ = __le__ = __gt__ = __ge__ = _binary
-        __or__: ClassVar[BinaryOperator]
-        __eq__: ClassVar[BinaryOperator]  # type: ignore[assignment]
-        __ne__: ClassVar[BinaryOperator]  # type: ignore[assignment]
-        __invert__ = __neg__ = __abs__ = _unary
-        __getitem__: ClassVar[Callable[[Expression, Any], Expression]]
-        argmax = argmin = astype = clip = cumsum = max = mean = min = _method
-        reshape = sum = take = transpose = _method
+    # ``operations/__init__.py`` sets these to the functions of the operations.
+    __add__: ClassVar[BinaryOperator]
+    __radd__: ClassVar[BinaryOperator]
+    __sub__: ClassVar[BinaryOperator]
+    __rsub__: ClassVar[BinaryOperator]
+    __mul__: ClassVar[BinaryOperator]
+    __rmul__: ClassVar[BinaryOperator]
+    __truediv__: ClassVar[BinaryOperator]
+    __rtruediv__: ClassVar[BinaryOperator]
+    __matmul__: ClassVar[BinaryOperator]
+    __rmatmul__: ClassVar[BinaryOperator]
+    __eq__: ClassVar[BinaryOperator]  # type: ignore[assignment]
+    __ne__: ClassVar[BinaryOperator]  # type: ignore[assignment]
+    __pow__: ClassVar[BinaryOperator]
+    __rpow__: ClassVar[BinaryOperator]
+    __and__: ClassVar[BinaryOperator]
+    __or__: ClassVar[BinaryOperator]
+    __invert__: ClassVar[Callable[[Expression], Expression]]
+    __neg__: ClassVar[Callable[[Expression], Expression]]
+    __abs__: ClassVar[Callable[[Expression], Expression]]
+    __lt__: ClassVar[BinaryOperator]
+    __le__: ClassVar[BinaryOperator]
+    __gt__: ClassVar[BinaryOperator]
+    __ge__: ClassVar[BinaryOperator]
+    __getitem__: ClassVar[Callable[[Expression, Any], Expression]]
+
+    # NumPy's methods, set alike.
+    argmax: ClassVar[Method]
+    argmin: ClassVar[Method]
+    astype: ClassVar[Method]
+    clip: ClassVar[Method]
+    cumsum: ClassVar[Method]
+    max: ClassVar[Method]
+    mean: ClassVar[Method]
+    min: ClassVar[Method]
+    reshape: ClassVar[Method]
+    sum: ClassVar[Method]
+    take: ClassVar[Method]
+    transpose: ClassVar[Method]
 
     @property
     def T(self) -> Expression:
@@ -180,6 +205,7 @@ class Expression:
 
 Operand: TypeAlias = "Expression | Array | float"
 BinaryOperator: TypeAlias = "Callable[[Expression, Operand], Expression]"
+Method: TypeAlias = "Callable[..., Expression]"
 
 
 def apply(operation: Operation, *inputs: Expression) -> Expression:

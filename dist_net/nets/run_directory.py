@@ -62,7 +62,9 @@ class RunDirectory:
         self.cluster = path / "cluster.json"  # workers and addresses, which ``--resume`` restores
         self.logs = path / "logs"
         self.owner = path / "owner"  # the server that started last; see ``RunOwnership``
-        self.standbys = path / "standbys.json"  # who may go on with the run; see ``Remembered``
+        self.standbys = (
+            path / "standbys.json"
+        )  # hosts that may continue the run; see ``Remembered``
         self._lock = path / "lock"  # held by the processes that write here; names the holder
         self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()

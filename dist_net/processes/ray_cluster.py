@@ -72,7 +72,7 @@ class RayProcess:
         self._asked_s = time.monotonic()
         self.is_placed = False
         self.pid, self.host = -1, ""  # on its host
-        self.lost = ""  # why there are no more reports
+        self.lost = ""  # the reason why reports ended
 
     def poll(self) -> int | None:
         self._hear(0.0)

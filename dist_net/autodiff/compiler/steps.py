@@ -60,7 +60,7 @@ class Step:
 
     @property
     def output(self) -> Expression:
-        """The node whose value the step stores."""
+        """The node that the step stores."""
         return self.nodes[-1]
 
     @property
@@ -193,7 +193,7 @@ def unreshaped(node: Expression) -> Expression:
 
 
 def viewed(node: Expression) -> Expression:
-    """Return the node whose memory ``node`` uses."""
+    """Return the node that owns the memory of ``node``."""
     while isinstance(node.operation, View):
         (node,) = node.inputs
     return node

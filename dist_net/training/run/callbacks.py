@@ -95,7 +95,8 @@ Callback = Callable[[EpochResult], object]
 class EarlyStopping:
     """Ends training after ``patience`` epochs in a row without improvement of ``monitor``.
 
-    With ``restore_best_weights``, the model then has the best epoch's, unless training raised.
+    With ``restore_best_weights``, the model has the weights of the best epoch when training has
+    ended, unless an exception ended it.
     """
 
     monitor: str = "val_loss"

@@ -27,7 +27,10 @@ from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
 
 @dataclass(eq=False)
 class LeasedMinibatch:
-    """A lease's minibatch: sample indices ``rows``, and ``weights``; borrowed for this turn."""
+    """A minibatch of a lease: the indices ``rows`` of its samples, and the ``weights``.
+
+    Both are borrowed until the next turn of the loop.
+    """
 
     weights: Vector
     rows: SampleIndices

@@ -42,7 +42,8 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    With ``may_fork``, one worker stands for several. ``bits``: see ``kernels``. Raise SettingError.
+    With ``may_fork``, a worker runs several processes. ``bits``: see ``kernels``. Raise
+    SettingError.
     """
 
     workers: int
@@ -103,7 +104,10 @@ class JoinedRun:
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Train to the end. Raise ProcessFailedError once no worker is left. No process remains."""
+        """Train until the run is done.
+
+        Raise ProcessFailedError once no worker is left. No process outlives the call.
+        """
         try:
             self._show_progress()
             self._supervisor.add_workers(self._spec, self._count)

@@ -47,7 +47,10 @@ def _loaded(recipe: Recipe) -> LoadedRecipe:
 
 
 class InProcessWorker:
-    """A worker in a thread; the caller's creates its socket, for errors, and passes it unused."""
+    """A worker in a thread.
+
+    The caller's thread creates its socket, to get its errors, and passes it on unused.
+    """
 
     def __init__(self, loop: WorkerLoop, threads: ThreadPoolExecutor) -> None:
         self._loop = loop

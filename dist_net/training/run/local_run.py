@@ -86,7 +86,10 @@ class LocalRunSettings:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return a command line's settings. Raise errors of addresses, keys and CPUs beforehand."""
+        """Return the settings of a command line.
+
+        Raise the errors of its addresses and keys, and of too few CPUs, before the run starts.
+        """
         local = cls(
             workers=arguments.workers,
             listening=ListenOptions.from_arguments(arguments),

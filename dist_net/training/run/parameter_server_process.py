@@ -164,7 +164,7 @@ def opened_run(
             if is_first:
                 lines, newline, _ = directory.metrics.read_text(encoding="utf-8").rpartition("\n")
                 facts["metrics"] = lines + newline
-        with suppress(KeyFileError):  # one that cannot be read admits nobody here either
+        with suppress(KeyFileError):  # an unreadable file admits no peer here either
             if arguments.keys is not None:
                 facts["keys"] = admitted_by(arguments.keys)
         return facts

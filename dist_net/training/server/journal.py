@@ -53,7 +53,10 @@ class JournalTail(NamedTuple):
 
 
 def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
-    """Read the header and the records after ``version``; raise UNUSABLE if it cannot continue."""
+    """Read only a journal's header and, from the end, its records back to ``version``.
+
+    Raise one of ``UNUSABLE`` for a journal that cannot be continued from that version.
+    """
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
         if identity_in(beginning[:BLOCK_BYTES]) != identity:
@@ -126,7 +129,10 @@ def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
 
 
 def sync_interval_s(sync: str) -> float | None:
-    """Return the seconds between syncs: 0 for "always", None for "never"; raise SettingError."""
+    """Return the interval of journal syncs in seconds: 0 after each record, None for never.
+
+    ``sync`` is "always", "never" or a number of seconds. Raise ``SettingError`` for other text.
+    """
     if sync in (ALWAYS, NEVER):
         return 0.0 if sync == ALWAYS else None
     try:
@@ -141,7 +147,10 @@ def sync_interval_s(sync: str) -> float | None:
 
 
 class JournalLag(NamedTuple):
-    """A journal's bytes not on the disk, the oldest's age, and those in memory due to ``error``."""
+    """The bytes of the journal that are not on the disk, and the age of the oldest.
+
+    ``unwritten_bytes`` of them are only in this process's memory, because of ``error``.
+    """
 
     unsynced_bytes: int = 0
     unsynced_s: float = 0.0

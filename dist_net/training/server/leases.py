@@ -150,7 +150,10 @@ class LeaseLedger:
         self._pool.appendleft(left)
 
     def applied_again(self, done: Range) -> bool:
-        """Count samples of the pool as applied. Return False, unchanged, if it lacks any."""
+        """Record that unleased samples are in the state.
+
+        Return False, and change nothing, if some were applied before or are outside the run.
+        """
         while self._next_epoch <= done.epoch < self.epochs:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1

@@ -203,9 +203,12 @@ class Membership:
         self.silent.discard(worker_id)
 
     def overdue(self, now: float) -> list[Member]:
-        """Return overdue workers (``silent``: after RETURN_S); call this several times a second."""
+        """Return the overdue workers; ``silent`` ones after ``RETURN_S``.
+
+        Call this several times a second. Time in which the server was stopped does not count: it
+        could not receive heartbeats.
+        """
         if self._looked_s is not None:
-            # While the server was stopped, it could not receive heartbeats.
             stopped_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
             for member in self._members.values():
                 member.heard_s = min(member.heard_s + stopped_s, now)

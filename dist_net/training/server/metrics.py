@@ -81,7 +81,7 @@ class RecentSpeed:
         self._since_s = None
 
     def computed(self, samples: int, now: float) -> None:
-        """Count samples whose gradients have arrived."""
+        """Count samples of gradients that have arrived."""
         self._advance(now)
         self._samples += samples
 
@@ -180,7 +180,10 @@ class RunMetrics:
         window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
-        """Return whether 1 / RECORDS_PER_EPOCH epochs and RECORD_SHARE of the time have passed."""
+        """Return whether ``1 / RECORDS_PER_EPOCH`` of an epoch was completed since the last record.
+
+        False if the last record is more recent than ``RECORD_SHARE`` of the run's time.
+        """
         if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
             return False
         marks = RECORDS_PER_EPOCH * applied_samples // samples
@@ -216,7 +219,10 @@ class RunMetrics:
         self.window = Window(began_s=self.seconds)
 
     def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
-        """Return the counters by name, and RECORDS_PER_REPORT records or fewer from this one on."""
+        """Return the counters by their names in a report, and the records from ``first_record``.
+
+        At most ``RECORDS_PER_REPORT`` records; the next report starts at ``next_record``.
+        """
         oldest = self.next_record - len(self.records)
         first = min(max(oldest, first_record), self.next_record)
         records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))

@@ -336,7 +336,7 @@ class ParameterServer:
         answers: list[ServerCommand] = []
         for member in list(self._waiting.values()):
             if member.worker_id in self.run.members.silent and self._stop() is None:
-                continue  # another worker would have to wait for it
+                continue  # otherwise another worker waits for it
             answer = self._answer(member, now)
             if not answer and not self.run.is_spare(member):
                 break  # later requests wait for the same event

@@ -81,7 +81,7 @@ def measured(
 
 
 class PlannedRun(NamedTuple):
-    """What a plan depends on besides the workers; ``minibatches`` of the run have ``batch_size``.
+    """The input of a plan, except the workers; ``minibatches`` of the run have ``batch_size``.
 
     With ``has_statistics``, the net uses means over a minibatch, as batch normalisation does. For
     ``local_steps`` see ``RunSettings``.
@@ -169,7 +169,7 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
     first = max(1, round(min(usual, FIRST_STEPS if len(workers) > 1 else alone)))
     limits = [each.steps_in(round_s, most) if each.step_s else first for each in times]
     minibatches = minibatches_in(ahead, division.batch_size)
-    rounds = -(-minibatches // sum(_taken(times, limits)))  # equal ones, up to the epoch's end
+    rounds = -(-minibatches // sum(_taken(times, limits)))  # of equal length, up to the epoch's end
     steps = _shortest(-(-minibatches // rounds), times, limits)
     steps += [0] * (len(workers) - len(times))
     seconds = max(map(LeaseTimes.seconds_for, times, steps))

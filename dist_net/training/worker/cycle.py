@@ -68,7 +68,10 @@ class SendToServer(NamedTuple):
 
 
 class Reconnect(NamedTuple):
-    """Drop connection, messages and heartbeats; connect to ``standby``, None: the given address."""
+    """Drop the connection with all messages in flight, and stop the heartbeats; then connect again.
+
+    ``standby``: where the server may be; None: at the address that the worker was started with.
+    """
 
     standby: Standby | None = None
 
@@ -86,7 +89,10 @@ class Begin(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Take the steps from ``state``, packed (None: in shared memory), then call ``computed``."""
+    """Take the local steps of ``lease``, then call ``WorkerCycle.computed``.
+
+    They begin from ``state``, which is packed; None: from the state in shared memory.
+    """
 
     lease: LeaseSteps
     state: Vector | None

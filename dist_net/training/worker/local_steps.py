@@ -24,7 +24,10 @@ class Minibatch(NamedTuple):
 
 
 class MinibatchGradient(NamedTuple):
-    """Summed loss, mean gradient (of buffers observations: see ``optim.rule``), correct answers."""
+    """The summed loss, the mean gradient, and the number of samples predicted right.
+
+    In the places of buffers, ``gradient`` has observations: see ``dist_net.optim.rule``.
+    """
 
     loss_sum: float
     gradient: Vector

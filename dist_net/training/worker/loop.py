@@ -170,7 +170,10 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         return self.ended
 
     def steps(self) -> Iterator[tuple[Vector, Minibatch]]:
-        """Yield each step's weights and minibatch; set ``ended`` at the end. Raise as ``train``."""
+        """Yield the weights and the minibatch before each local step, and wait for messages.
+
+        Set ``ended`` at the end, and raise as ``train`` does.
+        """
         turns, message = self.turns(), None
         try:
             while True:
@@ -184,7 +187,10 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
             self.ended: Ended = end.value
 
     def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
-        """Yield before each step and wait, to be sent a message or None. Return as ``train``."""
+        """Yield before each wait, to be sent the message or None, and before each local step.
+
+        Return and raise as ``train`` does.
+        """
         commands = deque(self._state.start(self._clock.now()))
         while True:
             if not commands:

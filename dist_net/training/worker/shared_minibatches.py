@@ -92,7 +92,7 @@ class SharedSteps(LocalSteps):
         gradients = shares.astype(np.float32), self._gradients[:used, place]
         np.einsum("i,ij->j", *gradients, out=self._average[place])
         if self.rule.clip_norm:
-            self._wait()  # for the mean, whose norm counts
+            self._wait()  # for the whole mean: its norm decides
         loss, right = self._sums[:used].T
         return MinibatchGradient(samples * float(shares @ loss), self._average, float(right.sum()))
 
