@@ -38,8 +38,8 @@ MAX_TEMPORARY_BYTES = 12
 if len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_BYTES:
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Endings that were asked for may still be under way: a worker whose server has just gone, a
-# ZeroMQ context that closes its sockets. Nothing waits unless something is left.
+# Requested ends may take time: of a worker whose server has just ended, of a ZeroMQ context that
+# closes its sockets. A test without leaks does not wait.
 GRACE_S = 10.0
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 PR_SET_CHILD_SUBREAPER = 36
@@ -47,8 +47,8 @@ FAILED = pytest.StashKey[bool]()
 
 Leaks = dict[str, str]
 
-# What failed tests have left mapped. Nothing else is, so a test need not list what was before: that
-# takes 2 ms of each of thousands, in a process with a few large libraries.
+# The mappings that failed tests left. Nothing else is mapped, so a test need not list the earlier
+# ones: that takes 2 ms of each of thousands, in a process with a few large libraries.
 LEFT_MAPPED: Leaks = {}
 
 
@@ -152,7 +152,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def leaks_since(before: Leaks) -> Leaks:
-    """What is held now and was not before; asked again until nothing is, or the grace is over."""
+    """Return new resources that the test still holds after ``GRACE_S``."""
     deadline = time.monotonic() + GRACE_S
     while (left := not_in(before)) and time.monotonic() < deadline:
         gc.collect()

@@ -25,7 +25,7 @@ DEADLINE_S = 120.0
 
 
 def wait_until(holds: Callable[[], Any]) -> Any:
-    """Asks again and again until the answer is true, and gives it."""
+    """Call the function until it returns a true value, and return the value."""
     deadline = time.monotonic() + DEADLINE_S
     while not (answer := holds()):
         assert time.monotonic() < deadline, f"not within {DEADLINE_S} s"
@@ -34,7 +34,7 @@ def wait_until(holds: Callable[[], Any]) -> Any:
 
 
 class Command:
-    """A running ``dist-net COMMAND``, in a directory that is also where it says what it says.
+    """A running ``dist-net COMMAND``, whose output is written to files in its directory.
 
     ``prefix`` is a command that runs it, such as one that enters a network namespace. One that
     ``draws`` has matplotlib, which takes a second of CPU to draw a run, and scipy.
@@ -64,12 +64,12 @@ class Command:
 
     @property
     def stdout(self) -> str:
-        """What it has said so far on stdout."""
+        """The text that it has printed on stdout."""
         return self._stdout.read_text()
 
     @property
     def stderr(self) -> str:
-        """What it has said so far on stderr."""
+        """The text that it has printed on stderr."""
         return self._stderr.read_text()
 
     def says(self, pattern: str) -> re.Match[str]:
@@ -159,7 +159,7 @@ def counting() -> str:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], Any]], Any]:
-    """Asks again and again until the answer is true, and gives it."""
+    """Call the function until it returns a true value, and return the value."""
     return wait_until
 
 

@@ -57,7 +57,7 @@ def assert_noticed(run: Path, victim: str) -> None:
 
 
 def exit_codes(process_ids: Iterable[int]) -> dict[int, int]:
-    """Those of orphans of this process's, which it has adopted; of those that have ended."""
+    """Return the exit codes of adopted processes that have ended, by their ids."""
     ended = [os.waitpid(process_id, os.WNOHANG) for process_id in process_ids]
     return {number: os.waitstatus_to_exitcode(status) for number, status in ended if number}
 

@@ -80,7 +80,7 @@ class Pool:
         return {each["name"]: each["process_id"] for each in members if each["state"] != "loading"}
 
     def all_workers(self, count: int) -> dict[str, int]:
-        """The same, once there are so many: it says READY when the first one can answer."""
+        """Wait for ``count`` of them: READY is printed when the first worker can answer."""
         self._eventually(lambda: len(self.workers()) == count)
         return self.workers()
 
@@ -104,7 +104,7 @@ def serve(start, eventually):
 
 @pytest.fixture
 def expected(net):
-    """What the net gives for ROWS, computed here."""
+    """The net's outputs for ROWS, computed by the test."""
     network = DarknetNetwork(read_configuration(net.directory / "net.cfg"))
     model = Model(network, network.input_shape, input_dtype=np.float32)
     (weights,) = net.directory.glob("*.weights")
@@ -112,7 +112,7 @@ def expected(net):
 
 
 class Load(threading.Thread):
-    """Asks on and on from a thread of its own; keeps every answer and every error.
+    """A thread that sends requests without a pause; it keeps all answers and errors.
 
     ``pause_s`` between two rounds leaves the cores to what is waited for.
     """

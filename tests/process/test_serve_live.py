@@ -40,7 +40,7 @@ class Answered(NamedTuple):
 
 
 class Questions(threading.Thread):
-    """Asks for the same rows a hundred times a second at most, from a thread of its own."""
+    """A thread that requests the same rows, at most a hundred times a second."""
 
     def __init__(self, address: str) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ Eventually = Callable[[Callable[[], Any]], Any]
 
 
 def on(host: str) -> list[str]:
-    """What runs a command under the name of a host; without root, all have that of this one."""
+    """Return the prefix that runs a command on a host of this name; root is required for that."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return []
     return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
