@@ -11,15 +11,18 @@ from dist_net.command_line import importing
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import written
+from dist_net.nets.foreign_onnx import translating
 from dist_net.spelling import suggestion
 
 
 def _onnx(exported: ExportedModel) -> bytes:
     from dist_net.export.onnx.onnx_model import onnx_graph
 
-    graph, metadata = onnx_graph(exported), exported.metadata
-    exported.require_rows_apart()
-    return graph.model_bytes(metadata["dist_net"], metadata)
+    metadata = exported.metadata
+    with translating(ExportError, f"{exported.name} cannot be exported"):
+        graph = onnx_graph(exported)
+        exported.require_rows_apart()
+        return graph.model_bytes(metadata["dist_net"], metadata)
 
 
 def _npz(exported: ExportedModel) -> bytes:

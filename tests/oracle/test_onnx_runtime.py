@@ -365,19 +365,72 @@ def test_images_are_fitted_alike_for_darknets_nets() -> None:
         )
 
 
-def test_several_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
-    inputs = records(code=np.arange(6, dtype=np.uint8), numbers=np.eye(6, 3, dtype=np.float32))
-    code = nn.Sequential(nn.Field("code"), nn.Lambda(lambda x: nn.one_hot(x, 6)))
-    outputs = nn.NamedOutputs({"two": nn.Dense(2), "three": nn.Dense(3, "tanh")})
-    network = nn.Sequential(nn.Concatenate(code, nn.Field("numbers")), outputs)
-    model = nn.Model(network, (), lambda y, _: y["two"][:, 0], inputs.dtype)
+CODE = nn.Sequential(nn.Field("code"), nn.Lambda(lambda x: nn.one_hot(x, 6)))
+X = nn.Field("x")
+RECORDS: dict[str, tuple[nn.Layer, list[str]]] = {
+    "names of their own": (
+        nn.Sequential(
+            nn.Concatenate(CODE, X),
+            nn.NamedOutputs({"two": nn.Dense(2), "three": nn.Dense(3, "tanh")}),
+        ),
+        ["two", "three"],
+    ),
+    "one tensor with two names": (
+        nn.Sequential(
+            nn.NamedOutputs({"sequence": nn.Field("steps")}), nn.LSTM(3, False, return_state=True)
+        ),
+        ["output", "state", "cell"],
+    ),
+    "names of inputs": (
+        nn.NamedOutputs({"x": nn.Sequential(X, nn.Dense(2)), "steps": nn.Field("steps")}),
+        ["x_output", "steps_output"],
+    ),
+    "each other's names": (
+        nn.NamedOutputs({"code": X, "x": CODE, "x_output": X}),
+        ["code_output", "x_output_1", "x_output"],
+    ),
+    "a name of the graph": (
+        nn.Sequential(X, nn.NamedOutputs({"dense/kernel": nn.Dense(2), "matmul": nn.Dense(2)})),
+        ["dense/kernel", "matmul"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("network", "names"), RECORDS.values(), ids=RECORDS)
+def test_several_inputs_and_outputs_have_their_names(
+    network: nn.Layer, names: list[str], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    numbers = {"x": (6, 3), "steps": (6, 4, 3)}
+    inputs = records(
+        code=np.arange(6, dtype=np.uint8),
+        **{name: random.normal(size=shape).astype("f4") for name, shape in numbers.items()},
+    )
+    model = nn.Model(network, (), lambda y, _: y[y.dtype.names[0]], inputs.dtype)
+    model.weights = model.layout.initial(random)
+    dist_net.export_model(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [each.name for each in session.get_outputs()] == names
+    found = session.run(None, {name: inputs[name] for name in inputs.dtype.names})
+    wanted = model.predict(inputs)
+    for name, output in zip(wanted.dtype.names, found, strict=True):
+        require_close(output, wanted[name])
+
+
+def test_a_stateful_layer_is_exported(tmp_path: Path) -> None:
+    """The states are inputs and outputs: the answer to a series in parts is that to the whole."""
+    layer = nn.GRU(8, return_sequences=True, return_state=True)
+    model = nn.Model(layer, (), "mse", [("sequence", "f4", (4, 3)), ("state", "f4", 8)])
     model.weights = model.layout.initial(np.random.default_rng(0))
     dist_net.export_model(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    assert [each.name for each in session.get_outputs()] == ["two", "three"]
-    found = session.run(None, {name: inputs[name] for name in ("code", "numbers")})
-    for name, output in zip(("two", "three"), found, strict=True):
-        require_close(output, model.predict(inputs)[name])
+    state = np.zeros((2, 8), np.float32)
+    series = np.random.default_rng(1).normal(size=(2, 12, 3)).astype(np.float32)
+    for part in np.split(series, 3, axis=1):
+        wanted = model.predict(records(sequence=part, state=state))
+        output, state = session.run(["output", "state_output"], {"sequence": part, "state": state})
+        require_close(output, wanted["output"])
+        require_close(state, wanted["state"])
 
 
 def statistics(x: Expression) -> Expression:

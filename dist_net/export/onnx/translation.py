@@ -80,13 +80,11 @@ class Graph:
         return self._known[identity]
 
     def output(self, tensor: str, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> None:
-        """Declare ``tensor`` an output of the graph and rename it to ``name``."""
-        if all(tensor not in node.output for node in self.nodes):
-            tensor = self.add("Identity", tensor)
-        for node in self.nodes:
-            if tensor in node.output:
-                node.output[0] = node.name = name
-            node.input[:] = [name if each == tensor else each for each in node.input]
+        """Declare ``tensor`` an output of the graph: ``name``, or ``name_output`` if an input has
+        that name. A tensor may be several outputs."""
+        if any(name == each.name for each in self.inputs):  # names are unique in a graph
+            name = self._new_name(f"{name}_output")
+        self.nodes.append(helper.make_node("Identity", [tensor], [name], name))
         self.outputs.append(helper.make_tensor_value_info(name, element_type(dtype), shape))
 
     def prune(self) -> None:

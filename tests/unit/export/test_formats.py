@@ -178,3 +178,12 @@ def test_a_model_is_not_overwritten_by_what_is_exported_of_it(tmp_path: Path) ->
         require_another_file("a.cfg", checkpoint, checkpoint)
     with pytest.raises(ExportError, match="directory of its run"):
         require_another_file("tcp://host:5555", None, tmp_path / "a.npz")
+
+
+def test_errors_of_onnx_are_ours(tmp_path: Path) -> None:
+    outputs = nn.NamedOutputs({"a\ud800": nn.Dense(2), "b": nn.Dense(2)})
+    model = nn.Model(outputs, (3,), lambda y, _: y["b"], np.float32)
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    with pytest.raises(ExportError, match="surrogates"):
+        dist_net.export_model(model, tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())
