@@ -7,7 +7,6 @@ rows before columns, channels last.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from numbers import Real
 from typing import Literal, Protocol, dataclass_transform
 
@@ -23,6 +22,7 @@ from dist_net.autodiff.operations import convolution, matmul
 from dist_net.autodiff.operations.fused import deviations, standardize
 from dist_net.autodiff.operations.indexing import Take, checked_indices
 from dist_net.autodiff.operations.normalization import ScaleAndShift
+from dist_net.autodiff.operations.selection import root_of_variance
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn.parameters import (
     Initializer,
@@ -365,17 +365,15 @@ class BatchNorm(Described):
                 rows = ad.reshape(x, (-1, *channels))
                 normal = ad.reshape(ad.apply(ScaleAndShift(), shift, rows, scale), x.shape)
             return activate(normal, self.activation)
-        # The root has an infinite slope at 0, which is the variance of a constant channel.
-        deviation = partial(self._deviation, least=self.epsilon**2)
-        normal, *batch = ad.batch_normalize(x, gamma, beta, deviation, scope.in_parts)
+        normal, *batch = ad.batch_normalize(x, gamma, beta, self._deviation, scope.in_parts)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
         return activate(normal, self.activation)
 
-    def _deviation(self, variance: Expression, least: float = 0.0) -> Expression:
+    def _deviation(self, variance: Expression) -> Expression:
         if self.epsilon_on == "variance":
             return ad.sqrt(variance + self.epsilon)
-        return ad.sqrt(ad.maximum(variance, least) if least else variance) + self.epsilon
+        return root_of_variance(variance) + self.epsilon
 
 
 class LayerNorm(Described):

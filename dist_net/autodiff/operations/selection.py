@@ -180,8 +180,14 @@ def var(x: Expression, axis: Axis = None, keepdims: bool = False, ddof: int = 0)
 
 
 def std(x: Expression, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Expression:
-    """Return the root of ``var``; its slope is nan if all elements are equal, as in PyTorch."""
-    return sqrt(var(x, axis, keepdims, ddof))
+    """Return the root of ``var``; its slope is 0 if all elements are equal."""
+    return root_of_variance(var(x, axis, keepdims, ddof))
+
+
+def root_of_variance(variance: Expression) -> Expression:
+    """Return the root, with a slope of 0 at 0, the variance of equal elements, instead of inf."""
+    is_zero = equal(variance, 0.0)
+    return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, variance)))
 
 
 def masked_mean(

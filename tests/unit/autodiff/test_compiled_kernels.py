@@ -25,7 +25,8 @@ from dist_net.autodiff.kernels.convolution.training import filter_gradient
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.autodiff.operations import fused
+from dist_net.autodiff.operations import elementwise, fused
+from dist_net.autodiff.operations.elementwise import Binary, Unary
 from dist_net.autodiff.operations.fused import standardize
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.data import Dataset
@@ -263,14 +264,60 @@ def test_functions_of_rows_are_those_they_are_defined_by(shape):
     require_definitions((random.standard_normal(shape) * 2 + 1).astype(np.float32))
 
 
-@pytest.mark.parametrize("function", [ad.softmax, ad.gelu])
-@pytest.mark.parametrize("values", [(0, 1e4), (-1e4, 3), (1, np.nan), (-5, np.inf)])
-def test_functions_of_rows_have_the_limits_they_are_defined_by(function, values):
-    x = np.array([[values[0]] * 7 + [values[1]]], np.float32)
-    outputs = [function(ad.variable("x", x.shape))]
+LARGEST = np.finfo(np.float32).max
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 20, -20, 87.5, -87.5, 89, -89, 1e4, -1e4, 6]
+SPECIAL += [1e30, -1e30, LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 0.5, -0.5]
+FUNCTIONS = {
+    **{repr(each): each for each in vars(elementwise).values() if isinstance(each, Unary | Binary)},
+    **nn.layers.ACTIVATIONS,
+    "gelu by tanh": lambda x: ad.gelu(x, approximate=True),
+    "standardize": lambda x: standardize(x, 1e-3),
+    "std": lambda x: ad.std(x, 1, keepdims=True),
+    "log_softmax": ad.log_softmax,
+}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith("Logical")])
+def test_special_numbers_have_one_value_and_gradient(name, dtype, monkeypatch):
+    """Computed naively, by a plan, and by compiled loops: each in a row, or beside each other."""
+    function, special = FUNCTIONS[name], np.array(SPECIAL, dtype)
+    if isinstance(function, Binary):
+        pairs = np.broadcast_arrays(special, special[:, None])
+        arrays = dict(zip("xy", map(np.ascontiguousarray, pairs), strict=True))
+    else:
+        arrays = {"x": np.full((len(special), 8), 0.5, dtype)}
+        arrays["x"][:, 3] = special
+    variables = [ad.variable(each, array.shape, dtype) for each, array in arrays.items()]
+    outputs = [function(*variables)]
+    if outputs[0].dtype == dtype:
+        outputs += ad.gradients(ad.sum(outputs[0]), variables)
     with np.errstate(all="ignore"):
-        (expected,) = evaluate_naively(outputs, x=x)
-    np.testing.assert_allclose(*ad.evaluate(outputs, x=x), expected, 1e-6, 1e-6)
+        expected = evaluate_naively(outputs, **arrays)
+    for has_loops in (True, False):
+        if not has_loops:
+            monkeypatch.setattr(fused, "compiled_loops", lambda _: None)
+        for found, wanted in zip(ad.evaluate(outputs, **arrays), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("low", [-np.inf, 0.0])
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("slopes", [(1.0, 1.0), (0.0, 1.0), (0.1, 0.0), (1.0, 0.1)])
+def test_special_numbers_have_one_epilogue(slopes, has_residual, low):
+    values = np.array(SPECIAL, np.float32)
+    epilogue, out, wanted = (
+        Epilogue(*slopes, low, 6.0 if low == 0 else np.inf),
+        *np.empty((2, 24), np.float32),
+    )
+    bias, residual = np.zeros(8, np.float32), values[::-1].copy() if has_residual else None
+    with np.errstate(all="ignore"):
+        for call in epilogue.calls(values.copy(), None, residual, wanted, np.empty_like(values)):
+            call()
+    numbers = compiled.numbers_of(epilogue)
+    others = values if residual is None else residual, has_residual
+    compiled.from_product(values, (1, 1, 3, 8), (out, *others, bias, numbers, (0, 24, 24, 8)))
+    np.testing.assert_array_equal(out, wanted)
 
 
 def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
@@ -290,15 +337,6 @@ def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
         gradients.append(step(weights, Minibatch(0, 0, 16)).gradient.copy())
     for each in gradients[:2]:
         assert np.abs(each - gradients[2]).max() <= 1e-5 * np.abs(gradients[2]).max()
-
-
-@pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])
-def test_what_is_no_number_stays_as_it_is(value, slope):
-    values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
-    bias, numbers = np.zeros(8, np.float32), tuple(map(np.float32, (slope, 1, -np.inf, np.inf)))
-    epilogue = out, bias, False, bias, numbers, (0, 16, 16, 8)
-    compiled.from_product(values, (1, 1, 2, 8), epilogue)
-    assert np.array_equal(out, values, equal_nan=True)
 
 
 # Bounds. Vectors are loaded and stored unchecked, so the same loops run in plain Python, where
@@ -494,7 +532,7 @@ def test_no_loop_of_rows_leaves_its_arrays(loops_in_python):
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
-    epilogue = out, out, False, bias, (np.float32(1),) * 4, (0, 16, 16, 8)
+    epilogue = out, out, False, bias, (np.float32(1),) * 6, (0, 16, 16, 8)
     with pytest.raises(AssertionError):
         compiled.from_product(values, (1, 1, 2, 8), epilogue)
 

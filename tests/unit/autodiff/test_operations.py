@@ -571,6 +571,17 @@ def test_a_variance_may_divide_by_less_than_the_number_of_elements():
     holds(lambda x: ad.std(x, (0, 1)), lambda x: np.std(x, axis=(0, 1)), draw(3, 4))
 
 
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_equal_elements_have_a_deviation_of_zero_without_a_slope(ddof):
+    x = np.array([[3.0, 3, 3], [1, 2, 4]])
+    place = ad.variable("x", x.shape, x.dtype)
+    deviation = ad.std(place, 1, ddof=ddof)
+    found, slopes = ad.evaluate([deviation, *ad.gradients(ad.sum(deviation), [place])], x=x)
+    np.testing.assert_allclose(found, x.std(1, ddof=ddof))
+    exact = (x[1] - x[1].mean()) / (3 - ddof) / found[1]
+    np.testing.assert_allclose(slopes, [[0, 0, 0], exact], atol=1e-15)
+
+
 def test_a_product_has_slopes_where_elements_are_zero():
     for zeros in ([1], [1, 3], [0, 2, 4]):
         x = draw(5)

@@ -1,7 +1,5 @@
 """Batch normalisation against its definition, PyTorch, and the slopes of its values."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -20,6 +18,7 @@ from naming import naming
 MODES = [
     (1e-3, "variance", lambda v: np.sqrt(v + 1e-3)),
     (1e-3, "deviation", lambda v: np.sqrt(v) + 1e-3),
+    (10.0, "deviation", lambda v: np.sqrt(v) + 10),
 ]
 # Rows one by one, and side by side; channels that are wide apart from each other.
 SHAPES = [(6, 3), (4, 3, 5, 2), (32, 28, 28, 16), (67, 7, 7, 33)]
@@ -157,8 +156,7 @@ def test_a_variance_is_exact_however_far_the_mean_is_from_0(ratio):
 def test_a_channel_that_is_the_same_everywhere_is_normalized_to_beta(value, epsilon_on):
     x, gamma, beta = (ad.variable(n, s) for n, s in [("x", (50, 2)), ("a", (2,)), ("b", (2,))])
     layer = nn.BatchNorm(epsilon_on=epsilon_on)
-    deviation = partial(layer._deviation, least=layer.epsilon**2)
-    normal, _, variance = ad.batch_normalize(x, gamma, beta, deviation)
+    normal, _, variance = ad.batch_normalize(x, gamma, beta, layer._deviation)
     outputs = [normal, variance, *ad.gradients(ad.sum(normal * x), [x, gamma, beta])]
     arrays = {"x": np.full((50, 2), value, np.float32), "a": np.ones(2, np.float32)}
     values = ad.evaluate(outputs, **arrays, b=np.array([1, 2], np.float32))

@@ -23,6 +23,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     flat,
     geometry,
     memory_of,
+    numbers_of,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
@@ -42,7 +43,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     traced,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
-from dist_net.autodiff.kernels.convolution.problem import LINEAR, Arrays, Block, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.compiling import READ, WRITTEN, jit
 
@@ -76,10 +77,9 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     ``out`` is a view of one array with contiguous channels.
     """
     nothing = np.zeros(x.shape[3], np.float32)
-    numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
     apart = tuple(each // out.itemsize for each in out.strides[:3])
     seen = geometry(windows, first_row)
-    epilogue = memory_of(out), nothing, False, nothing, numbers, (0, *apart)
+    epilogue = memory_of(out), nothing, False, nothing, numbers_of(Epilogue()), (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), epilogue)
 
 

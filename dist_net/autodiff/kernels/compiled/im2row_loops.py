@@ -5,9 +5,9 @@ for shapes that do not suit vectors. If the number of channels is not a multiple
 length, the last vector overlaps the previous one.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numba.types import Tuple, UniTuple
@@ -31,7 +31,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     traced,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
@@ -69,12 +69,12 @@ def memory_of(view: Array) -> Array:
     return as_strided(view, (last // view.itemsize + 1,), (view.itemsize,))
 
 
-EpilogueNumbers = tuple[float, float, float, float]
-"""Slope, residual_slope, low and high."""
+EpilogueNumbers = tuple[np.float32, ...]
+"""The slope and the least value before and after the residual, low and high."""
 OfBlock = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, Four]
 """The output, the residual and whether there is one, the bias, the numbers, and the place: an
 offset in the output, and the strides of images, rows and pixels, in values."""
-EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)))
+EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 6), integers(4)))
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> OfBlock:
@@ -82,15 +82,20 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> OfBlock:
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
-    epilogue = problem.epilogue
-    numbers: Any = tuple(
-        map(np.float32, (epilogue.slope, epilogue.residual_slope, epilogue.low, epilogue.high))
-    )
+    numbers = numbers_of(problem.epilogue)
     per_row = width * channels
     start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
     place = start, height * per_row, per_row, channels
     bias = arrays.bias[block.channels]
     return flat(arrays.out), residual, has_residual, bias, numbers, place
+
+
+def numbers_of(epilogue: Epilogue) -> EpilogueNumbers:
+    """Return the numbers of an epilogue. Relu is a least value, since -inf · 0 is not 0."""
+    slopes = epilogue.slope, epilogue.residual_slope
+    pairs = [(slope, -math.inf) if slope else (1.0, 0.0) for slope in slopes]
+    numbers = *pairs[0], *pairs[1], epilogue.low, epilogue.high
+    return tuple(np.float32(each) for each in numbers)
 
 
 EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
@@ -101,14 +106,15 @@ EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
 def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
     """Write the epilogue of one vector to ``place``."""
     bias, residual, has_residual, numbers = epilogue
-    slope, residual_slope, low, high = (spread(each) for each in numbers)
+    slope, least, residual_slope, residual_least, low, high = (spread(each) for each in numbers)
 
     def with_residual(value: Lanes) -> Lanes:
         total = value + load(residual, place)
-        return larger(total, total * residual_slope)
+        return larger(larger(total, total * residual_slope), residual_least)
 
     value = value + bias
-    value = changed_if(has_residual, with_residual, larger(value, value * slope))
+    value = larger(larger(value, value * slope), least)
+    value = changed_if(has_residual, with_residual, value)
     store(out, place, smaller(larger(value, low), high))
 
 

@@ -38,13 +38,14 @@ EXP: tuple[float, ...] = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1
 EXP += (1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0)
 LOG_2 = 0.693359375, -2.12194440e-4  # the sum has more digits than a float32
 LOWEST = -87.0  # at this value and below, the exponential is 0
+HIGHEST = 89.0  # at this value, the exponent is that of infinity
 TO_WHOLE = 1.5 * 2**23  # adding it rounds to a whole number
 ZERO = np.float32(0)
 
 
 def exponential(x: Lanes) -> Lanes:
-    """Return exp(x), at most exp(88); nan stays nan."""
-    limited = larger(smaller(x, 88.0), LOWEST)
+    """Return exp(x), and infinity for x > 88.4; nan stays nan."""
+    limited = larger(smaller(x, HIGHEST), LOWEST)
     exponent = limited * (1 / math.log(2)) + TO_WHOLE - TO_WHOLE
     rest = limited - exponent * LOG_2[0] - exponent * LOG_2[1]
     value = rest * EXP[0] + EXP[1]

@@ -206,7 +206,7 @@ def _by_intrinsic(name: str, *vectors: Lanes) -> Lanes:
 
 @traced(VECTOR)
 def power_of_two(exponents: Lanes) -> Lanes:
-    """Return 2 to the power of whole numbers from -126 to 127, which are a float's exponents."""
+    """Return 2 to the power of whole numbers from -126 to 127, a float's exponents; 128: inf."""
     builder, integers = exponents.builder, ir.VectorType(ir.IntType(32), LANES)
     bias, place = (ir.Constant(integers, [number] * LANES) for number in (127, 23))
     biased = builder.add(builder.fptosi(exponents.value, integers), bias)
