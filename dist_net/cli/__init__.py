@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from types import FrameType
 
@@ -88,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        return int(parsed.module.run(parsed))
+        # With --json, stdout has what ``print_json`` prints, whatever a recipe or a library prints.
+        with redirect_stdout(sys.stderr) if vars(parsed).get("json") else nullcontext():
+            return int(parsed.module.run(parsed))
     except DistNetError as error:
         if parsed.debug:
             traceback.print_exception(error)

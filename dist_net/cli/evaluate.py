@@ -1,9 +1,9 @@
 """``dist-net evaluate RUN``: print a trained model's accuracy and loss on the test samples."""
 
 import argparse
-import json
 from pathlib import Path
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import add_trust_argument
 from dist_net.loaded_model import Run, load
 from dist_net.nets.run_contents import confirm_recipe
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a run's directory or checkpoint (default: the newest run under runs/)"
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help=text)
     add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,5 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         figures = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
-        print(json.dumps(figures | {"samples": evaluation.samples}))
+        print_json(figures | {"samples": evaluation.samples})
     return 0

@@ -1,10 +1,10 @@
 """``dist-net fetch NAME``: fetch a dataset, or the weights of a net, into the cache directory."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import command_line, install_command
 from dist_net.data import DATASETS, dataset_named, default_cache_dir
 from dist_net.errors import DatasetError
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, default=cache, metavar="DIR", help=text)
     text = "base address to download from before the published address; may be repeated"
     parser.add_argument("--mirror", action="append", default=[], metavar="URL", help=text)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,5 +62,5 @@ def run(arguments: argparse.Namespace) -> int:
             summary = {"classifier": name, "weights": str(path), "bytes": size_bytes}
     plain_console(stderr=False).print(text)
     if arguments.json:
-        print(json.dumps(summary))
+        print_json(summary)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.cli.run_summary import show_summary
 from dist_net.command_line import (
     add_options,
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--contact", str, "HOST", "of a standby: this host's name or IP address for others"),
     )
     add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="of a standby: print its JSON object")
+    add_json_argument(parser)
     add_worker_arguments(parser)
 
 
@@ -134,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
         if token is not None:
             shutil.rmtree(kept, ignore_errors=True)
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
+    if arguments.json:
+        print_json({"recipe": offered.name, "server": server.address})
     return 0
 
 

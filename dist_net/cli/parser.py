@@ -1,6 +1,8 @@
-"""An argument parser with one-line errors and suggestions for misspelt words."""
+"""The argument parser, with suggestions for misspelt words; the option --json, and its output."""
 
 import argparse
+import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -51,3 +53,15 @@ class Parser(argparse.ArgumentParser):
 def _hint(word: str, known: Iterable[str]) -> str:
     guess = did_you_mean(word, known)
     return f" ({guess})" if guess else ""
+
+
+def add_json_argument(parser: argparse.ArgumentParser, what: str = "the result as one") -> None:
+    """Add --json, with which ``main`` leaves stdout to ``print_json``."""
+    text = f"print {what} JSON object; all else goes to stderr"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def print_json(result: object) -> None:
+    """Print a line of JSON to the process's stdout, whatever ``sys.stdout`` is; NaN is null."""
+    standard = json.loads(json.dumps(result), parse_constant=lambda _: None)
+    print(json.dumps(standard), file=sys.__stdout__, flush=True)

@@ -1,7 +1,6 @@
 """``dist-net predict MODEL FILE...``: classify images, or compute outputs for rows."""
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import add_options, add_trust_argument, count_from
 from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "program that computes the model (default: numpy); .onnx files need onnxruntime"
     parser.add_argument("--engine", choices=ENGINES, default=NUMPY, help=text)
     add_trust_argument(parser)
-    text = "print one JSON object per image or row"
-    parser.add_argument("--json", action="store_true", help=text)
+    add_json_argument(parser, "for each image or row one")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,7 +145,7 @@ def show_row(
         predictions = top_predictions(output, found.labels, arguments.top)
         show({"row": place}, predictions, found.unknown_below)
     elif arguments.json:
-        print(json.dumps({"row": place, "values": output.tolist()}), flush=True)
+        print_json({"row": place, "values": output.tolist()})
     else:
         print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
 
@@ -154,14 +153,14 @@ def show_row(
 def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
     """Print a JSON object; it has the key ``unknown`` if the model has a threshold."""
     if isinstance(answer, DistNetError):
-        print(json.dumps({**place, "error": str(answer)}), flush=True)
+        print_json({**place, "error": str(answer)})
         return
     predictions = [
         {"index": each.index, "label": each.label, "probability": each.probability}
         for each in answer
     ]
     unknown = {"unknown": is_unknown(answer, unknown_below)} if unknown_below else {}
-    print(json.dumps({**place, "predictions": predictions, **unknown}), flush=True)
+    print_json({**place, "predictions": predictions, **unknown})
 
 
 def show_bars(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:

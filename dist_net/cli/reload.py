@@ -1,9 +1,9 @@
 """``dist-net reload MODEL``: make an inference pool reload a model from its source."""
 
 import argparse
-import json
 from pathlib import Path
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import add_options
 from dist_net.serving.client.client import Client
 
@@ -19,15 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--keys", Path, "DIR", "an operator's keys"),
         ("--timeout", float, "SECONDS", "of the reload", 120.0),
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     with Client(arguments.connect, arguments.keys, ANSWER_WITHIN_S) as client:
         client.models()  # fail fast without a gateway: loading a large model takes long
         version = client.reload(arguments.model, arguments.timeout)
+    print(f"{arguments.model}: now serving version {version}")
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "version": version}))
-    else:
-        print(f"{arguments.model}: now serving version {version}")
+        print_json({"model": arguments.model, "version": version})
     return 0

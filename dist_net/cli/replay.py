@@ -1,12 +1,12 @@
 """``dist-net replay RUN``: recompute a run from its journal in one process."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import add_trust_argument, count_from
 from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_contents import confirm_recipe, load_run_recipe
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "start from this checkpoint instead of the initial weights"
     parser.add_argument("--from", dest="begin", type=Path, metavar="CHECKPOINT", help=text)
     add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         keys = "version", "weights_sha256", "matches"
-        print(json.dumps({key: getattr(result, key) for key in keys}))
+        print_json({key: getattr(result, key) for key in keys})
     if not result.matches and result.version == 0:
         raise ReplayError(f"the initial weights differ from the run's: {REMEDIES['weights']}")
     if not result.matches:

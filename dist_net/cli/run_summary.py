@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dist_net.cli.parser import print_json
 from dist_net.command_line import AUTO, command_line
 from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
@@ -18,12 +19,14 @@ DEFAULT_WORKERS = 2
 
 
 def show_summary(summary: dict[str, Any], as_json: bool) -> None:
-    """Print the results of the run and the next command to stdout, and last the JSON object.
+    """Print the results of the run and the next command; with ``as_json`` also the JSON object.
 
     The figures of a run on a folder of images are those of its report. The summary is empty if the
     run ended on another host before it could report here.
     """
     console = plain_console(stderr=False)
+    if as_json:
+        print_json(summary)
     if not summary:
         console.print("the run is done")
         return
@@ -60,8 +63,6 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     )
     for line in more:
         console.print(line)
-    if as_json:
-        print(json.dumps(summary))
 
 
 def _figures(measured: Mapping[str, Any]) -> str:

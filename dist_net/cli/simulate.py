@@ -1,12 +1,12 @@
 """``dist-net simulate``: predict the throughput of a cluster before buying it."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import Option, add_options, count_from, count_or_auto, number_above_zero
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, *OPTIONS)
     parser.add_argument("--measure", action="store_true", help="also time exchanges on this host")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
                 each._asdict() | {"bottleneck": each.bottleneck} for each in predictions
             ],
         }
-        print(json.dumps(result))
+        print_json(result)
     return 0
 
 

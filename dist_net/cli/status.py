@@ -1,7 +1,6 @@
 """``dist-net status ADDRESS``: show the workers and progress of a run or an inference pool."""
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.command_line import add_options, command_line, number_above_zero
 from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--timeout", number_above_zero, "SECONDS", "to wait for a report", 5.0),
         ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
-    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_json_argument(parser, "each report as one")
     text = "update until the run ends: redraw a terminal, print lines elsewhere"
     parser.add_argument("--follow", action="store_true", help=text)
 
@@ -67,7 +67,7 @@ def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
             reports = iter([observer.status(0 if arguments.json else NO_RECORDS)])
     if arguments.json:
         for report in reports:
-            print(json.dumps(report), flush=True)
+            print_json(report)
     elif not arguments.follow:
         console.print(view(next(reports)))
     elif console.is_terminal:

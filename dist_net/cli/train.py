@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.join import train_anywhere
+from dist_net.cli.parser import add_json_argument
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_opening_arguments(parser)
     add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_json_argument(parser)
     _add_metrics_arguments(parser)
     add_image_arguments(parser)
 
@@ -274,9 +275,13 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
 def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
     """Return the directory of the run to resume, None for a new run; raise RunDirectoryError."""
     path, is_auto = arguments.run_dir, arguments.resume == "auto"
-    if is_auto and path is None:
-        raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
-    if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
+    is_new = is_auto and not (path and RunDirectory(path).holds_run)
+    if is_new and None in (path, arguments.recipe):
+        raise RunDirectoryError(
+            f"--resume auto, and no run to resume in {path or 'any --run-dir'}; to start one "
+            f"there, also pass RECIPE and --run-dir DIR"
+        )
+    if is_new or not arguments.resume:
         return None
     run = RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
     run = run.latest_copy

@@ -125,5 +125,5 @@ def children(process_id: int) -> list[int]:
 def printed(command: list[str]) -> dict[str, Any]:
     """The JSON object that a command prints."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    summary: dict[str, Any] = json.loads(done.stdout)
     return summary

@@ -90,9 +90,9 @@ class Command:
         return self.process.wait(DEADLINE_S)
 
     def result(self) -> Any:
-        """Waits until it has ended well; gives the JSON object on the last line of stdout."""
+        """Waits until it has ended well; gives the JSON object, which is all of stdout."""
         assert self.ends() == 0, self.stderr
-        return json.loads(self.stdout.splitlines()[-1])
+        return json.loads(self.stdout)
 
     @property
     def address(self) -> str:
@@ -229,7 +229,7 @@ def exit_code_of(function: Callable[..., int], *arguments: Any) -> Any:
 @pytest.fixture
 def here(
     ordinary_process: None,  # noqa: ARG001
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> Callable[..., Any]:
     """Run a command in this process, which takes no start; return the JSON object that it prints.
 
@@ -238,8 +238,8 @@ def here(
 
     def run_command(*arguments: Any) -> Any:
         code = main(list(map(str, arguments)))
-        stdout, stderr = capsys.readouterr()
+        stdout, stderr = capfd.readouterr()
         assert code == 0, stderr
-        return json.loads(stdout.splitlines()[-1]) if "--json" in arguments else None
+        return json.loads(stdout) if "--json" in arguments else None
 
     return run_command

@@ -39,7 +39,7 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
 ) -> None:
     run = tmp_path / "run"
     trained = finished(start("train", LINE, "--run-dir", run, "--json"))
-    summary = json.loads(trained.stdout.splitlines()[-1])
+    summary = json.loads(trained.stdout)
     assert (summary["samples"], summary["test_accuracy"]) == (8 * SAMPLES, None)
     assert assert_each_sample_once(run, SAMPLES) == 8
     finished(start("replay", run, "--trust-recipe"))
@@ -67,7 +67,7 @@ def test_a_gradient_that_holds_the_interpreters_lock_makes_progress(
     held = held.replace("    error = X[rows]", "    LIBC.usleep(1_700_000)\n    error = X[rows]")
     recipe.write_text(f"import ctypes\n\nLIBC = ctypes.PyDLL(None)\n{held}")
     trained = finished(start("train", recipe, "--run-dir", run, "--json"))
-    summary = json.loads(trained.stdout.splitlines()[-1])
+    summary = json.loads(trained.stdout)
     assert summary["samples"] == samples
     assert assert_each_sample_once(run, samples) == 1
     assert summary["workers_lost"] <= 2  # each once: then the server knows how long it is silent

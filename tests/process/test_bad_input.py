@@ -311,9 +311,18 @@ def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
     )
 
 
-def test_a_run_goes_on_or_begins_only_in_a_directory_that_is_named(refuses: Refuses) -> None:
+def test_a_run_goes_on_or_begins_only_in_a_directory_that_is_named(
+    refuses: Refuses, tmp_path: Path
+) -> None:
     refuses("--resume.*--run-dir", "train", "--resume", "auto")
     refuses("--resume.*'digits'", "train", "--resume", "digits")
+    killed = tmp_path / "killed"
+    for command in ("train", "parameter-server"):
+        resume = command, "--resume", "auto", "--run-dir", killed
+        refuses(f"{killed}.*RECIPE", *resume)  # before it had made its directory
+    RunDirectory(killed).make()
+    refuses(f"{killed}.*RECIPE", *resume)  # and after
+    assert [each.name for each in killed.iterdir()] == ["logs"]
 
 
 def test_a_run_that_cannot_be_resumed_is_left_as_it_was(

@@ -281,7 +281,7 @@ def test_a_joined_host_waits_for_the_command_that_was_killed_and_its_losses_are_
     assert summary["workers_lost"] >= before["workers_lost"] >= 1
     assert summary["workers_joined"] >= before["workers_joined"] + 2
     counts = rf"workers: {summary['workers_joined']} joined, {summary['workers_lost']} lost\n"
-    assert re.search(counts, resumed.stdout)
+    assert re.search(counts, resumed.stderr)
 
 
 def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(

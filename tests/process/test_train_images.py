@@ -330,5 +330,5 @@ def test_similar_images_are_one_group_unless_groups_are_turned_off(
         command.result()
         measured = json.loads((run / "report.json").read_text())["measured"][0]
         counts.append((measured["groups"], measured["images"]))
-        assert re.search(rf"of {measured['images']} right: [0-9.]+%", command.stdout)
+        assert re.search(rf"of {measured['images']} right: [0-9.]+%", command.stderr)
     assert counts == [(36, 48), (48, 48)]

@@ -50,12 +50,12 @@ OUTPUTS = [[3.0, 5.0, 7.0], [-1.0, 1.0, 2.0]]
 
 
 def test_numbers_are_predicted_for_rows(
-    plane: str, rows: Path, capsys: pytest.CaptureFixture[str]
+    plane: str, rows: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", plane, str(rows)]) == 0
-    assert capsys.readouterr().out == "3,5,7\n-1,1,2\n"
+    assert capfd.readouterr().out == "3,5,7\n-1,1,2\n"
     assert main(["predict", plane, str(rows), "--json"]) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert answers == [
         {"row": f"{rows}:{number}", "values": output} for number, output in enumerate(OUTPUTS)
     ]
@@ -63,30 +63,30 @@ def test_numbers_are_predicted_for_rows(
 
 @pytest.mark.parametrize("name", ["out.npy", "out.csv"])
 def test_outputs_of_all_files_are_written_to_one(
-    plane: str, rows: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plane: str, rows: Path, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "more.npy", np.zeros((1, 3)))
     output = tmp_path / name
     files = [str(rows), str(tmp_path / "more.npy")]
     assert main(["predict", plane, *files, "--output", str(output)]) == 0
-    assert not capsys.readouterr().out
+    assert not capfd.readouterr().out
     written = np.load(output) if name == "out.npy" else np.loadtxt(output, delimiter=",")
     np.testing.assert_allclose(written, [*OUTPUTS, [1, 1, 1]])
 
 
 def test_what_a_model_of_numbers_cannot_predict_is_refused_with_what_it_can(
-    plane: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plane: str, rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["photo.png"], [str(rows), "--output", "o.txt"], ["a.png", "--output", "o.npy"]):
         assert main(["predict", plane, *words]) == 2
-        assert ".csv" in capsys.readouterr().err
+        assert ".csv" in capfd.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["predict", plane, str(tmp_path / "empty")]) == 2
-    assert ".png" in capsys.readouterr().err
+    assert ".png" in capfd.readouterr().err
 
 
 def test_a_folder_is_all_its_images_and_rows_are_classified_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(write_run(tmp_path / "my run"))
     folder = tmp_path / "folder"
@@ -95,7 +95,7 @@ def test_a_folder_is_all_its_images_and_rows_are_classified_too(
         Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(folder / name)
     (folder / "notes.txt").touch()
     assert main(["predict", run, str(folder), "--json"]) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [each["image"] for each in answers] == [
         str(folder / "b.png"),
         str(folder / "deeper/a.JPG"),
@@ -104,14 +104,14 @@ def test_a_folder_is_all_its_images_and_rows_are_classified_too(
     red[..., 0] = 255
     np.save(tmp_path / "red.npy", red)
     assert main(["predict", run, str(tmp_path / "red.npy"), "--json", "--top", "1"]) == 0
-    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    (answer,) = map(json.loads, capfd.readouterr().out.splitlines())
     assert (answer["row"], answer["unknown"]) == (f"{tmp_path / 'red.npy'}:0", False)
     assert answer["predictions"][0]["label"] == "red"
     assert answer["predictions"][0]["probability"] == pytest.approx(2 / 3, abs=1e-3)
 
 
 def test_the_answers_for_a_folder_are_written_to_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, folder, output = write_run(tmp_path / "run"), tmp_path / "a, b", tmp_path / "answers.csv"
     folder.mkdir()
@@ -119,7 +119,7 @@ def test_the_answers_for_a_folder_are_written_to_a_file(
         Image.new("RGB", (SIDE, SIDE), colour).save(folder / name)
     (folder / "broken\udcff.png").write_text("none")
     assert main(["predict", str(run), str(folder), "--output", str(output)]) == 1
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert not shown.out
     assert "broken" in shown.err
     text = output.read_text(encoding="utf-8", errors="surrogateescape")
@@ -135,7 +135,7 @@ def test_the_answers_for_a_folder_are_written_to_a_file(
 
 
 def test_names_and_labels_give_a_terminal_nothing_to_obey(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(write_run(tmp_path / "run"))
     found = model_source(run, None, None, lambda _: None).read()
@@ -146,7 +146,7 @@ def test_names_and_labels_give_a_terminal_nothing_to_obey(
     Image.new("RGB", (SIDE, SIDE)).save(good)
     bad.write_text("none")
     assert main(["predict", run, str(good), str(bad)]) == 1
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     for text in (shown.out, shown.err):
         assert text
         assert all(line.isprintable() for line in text.split("\n"))

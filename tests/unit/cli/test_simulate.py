@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1
 
 def simulate(*words: object) -> None:
     arguments = parse(["simulate", *map(str, words)])
-    assert arguments.module.run(arguments) == 0
+    with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        assert arguments.module.run(arguments) == 0
 
 
-def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_is_predicted_from_a_few_numbers(capfd: pytest.CaptureFixture[str]) -> None:
     words = "--workers", 16, 1, 1, "--cores", 4, "--consistency", "async", "--local-steps", 1
     simulate(*BY_HAND, *words, "--json")
-    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result: dict[str, Any] = json.loads(capfd.readouterr().out)
     one, many = result.pop("predictions")
     assert (one["workers"], many["workers"]) == (1, 16)
     assert (one["bottleneck"], many["bottleneck"]) == ("exchange", "network")
@@ -47,9 +49,9 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
     assert result["exchange_bytes"][1] == 600_004
 
 
-def test_the_optimizers_vectors_are_exchanged_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_optimizers_vectors_are_exchanged_too(capfd: pytest.CaptureFixture[str]) -> None:
     simulate(*BY_HAND, "--optimizer", "sgd", "--json")
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capfd.readouterr().out)
     assert result["exchange_bytes"][1] == 200_004
 
 
@@ -57,11 +59,11 @@ def test_the_optimizers_vectors_are_exchanged_too(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("network", ["shared-memory", "1gbit:0.1ms", "10mbit:50ms"])
 @pytest.mark.parametrize("workers", [1, 3, 64])
 def test_the_sentence_agrees_with_the_table(
-    consistency: str, network: str, workers: int, capsys: pytest.CaptureFixture[str]
+    consistency: str, network: str, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = "--step-ms", 5, "--parameters", 100_000, "--cores", 2, "--network", network
     simulate(*words, "--consistency", consistency, "--workers", 1, workers)
-    *_, last, sentence = capsys.readouterr().out.splitlines()
+    *_, last, sentence = capfd.readouterr().out.splitlines()
     bottleneck = last.split()[-1]
     names = {"cores": "CPU", "workers": "the workers' computing"}
     assert names.get(bottleneck, bottleneck) in sentence.split(";")[0]
@@ -71,12 +73,12 @@ def test_the_sentence_agrees_with_the_table(
 
 
 def test_numbers_are_printed_whole_on_a_narrow_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     words = "--network", "1gbit:0.1ms", "--batch-size", 1_000_000, "--workers", 100
     simulate("--step-ms", 1, "--parameters", 1, "--consistency", "async", *words)
-    title, headings, row, _ = capsys.readouterr().out.splitlines()
+    title, headings, row, _ = capfd.readouterr().out.splitlines()
     assert len(row) > 60
     assert re.fullmatch(r"100 +[\d,]{9,} +[\d,]+ +\d+% +99 +server [\d,]+% +\w+", row)
     assert headings.index("staleness") == row.index(" 99 ") + 1
@@ -84,29 +86,29 @@ def test_numbers_are_printed_whole_on_a_narrow_terminal(
 
 
 def test_the_step_of_a_recipe_is_timed_on_this_host(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measuring, "STEP_SECONDS", 0.0)
     simulate("digits", "--batch-size", 64, "--workers", 1, "--json")
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capfd.readouterr().out)
     assert (result["parameters"], result["batch_size"]) == (2410, 64)
     assert result["minibatches"] == 23 * result["epochs"]
     assert result["step_ms"] > 0
     assert result["tcp"] == json.loads(TYPICAL_COSTS.read_text())["tcp"]
 
 
-def test_saved_costs_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_costs_are_loaded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     costs = tmp_path / "costs.json"
     state = json.loads(TYPICAL_COSTS.read_text()) | {"step_ms": 50, "batch_size": 7, "threads": 3}
     costs.write_text(json.dumps(state))
     simulate("--costs", costs, "--workers", 1, "--cores", 4, "--json")
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capfd.readouterr().out)
     assert (result["step_ms"], result["batch_size"], result["threads"]) == (50, 7, 3)
     assert result["predictions"][0]["samples_per_s"] == pytest.approx(7 / 0.05, rel=0.05)
 
 
 def test_measured_costs_are_fitted_and_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def measured(shares_memory: bool, parameters: int, vectors: int) -> list[float]:
         server_s = 1e-4 + (1e-9 if shares_memory else 2e-9) * parameters * (1 + vectors)
@@ -116,14 +118,14 @@ def test_measured_costs_are_fitted_and_saved(
     monkeypatch.setattr(measuring, "STEP_SECONDS", 0.0)
     costs = tmp_path / "costs.json"
     simulate("digits", "--save-costs", costs, "--workers", 1, "--json")
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     kept = ClusterCosts.from_json(costs.read_text())
     assert (kept.parameters, kept.batch_size, kept.threads) == (2410, 32, 1)
     assert (kept.shared_memory.server_ns, kept.tcp.server_ns) == pytest.approx((1, 2))
     assert (kept.tcp.server_us, kept.tcp.round_trip_us) == pytest.approx((100, 300), rel=1e-3)
     assert kept.tcp.round_trip_ns == pytest.approx(6)
     simulate("--costs", costs, "--workers", 1, "--json")
-    assert capsys.readouterr().out == printed
+    assert capfd.readouterr().out == printed
     with pytest.raises(FileWriteError, match="nowhere"):
         simulate("digits", "--save-costs", tmp_path / "nowhere" / "costs.json")
 
@@ -156,12 +158,12 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_unreadable_options_are_refused(
-    words: list[str], values: list[object], capsys: pytest.CaptureFixture[str]
+    words: list[str], values: list[object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         simulate(*BY_HAND, *words)
     assert ended.value.code == 2
-    assert re.match(naming(*values), capsys.readouterr().err)
+    assert re.match(naming(*values), capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -202,26 +202,26 @@ def test_a_server_that_stays_silent_ends_it(serve: Serve) -> None:
 
 
 def test_following_as_json_gives_an_object_a_line(
-    serve: Serve, capsys: pytest.CaptureFixture[str]
+    serve: Serve, capfd: pytest.CaptureFixture[str]
 ) -> None:
     serve({"state": "training", "name": ESCAPE}, {"state": "finished"})
     assert main(["status", "tcp://127.0.0.1:5", "--follow", "--json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert [json.loads(each)["state"] for each in lines] == ["training", "finished"]
     assert all(each.isprintable() for each in lines)
 
 
-def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_error_is_one_printable_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["evaluate", f"{tmp_path}/{ESCAPE}\nx"]) == 2
-    [line] = capsys.readouterr().err.splitlines()
+    [line] = capfd.readouterr().err.splitlines()
     assert line.isprintable()
 
 
 @pytest.mark.parametrize("option", ["--timeout", "--every"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
 def test_seconds_are_numbers_above_zero(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["status", "tcp://127.0.0.1:5", f"{option}={value}"])
-    assert value in capsys.readouterr().err
+    assert value in capfd.readouterr().err
