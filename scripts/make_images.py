@@ -33,13 +33,13 @@ def main() -> None:
         if not sys.argv[1:]:
             subprocess.run([*DIST_NET, "train", "fashion-mnist", "--run-dir", run], check=True)
         save(run / "training.png", "learning_curve.png", width=1200)
-        with serving(f"clothes={run}") as (http, zmq):
-            visit(http, zmq, Path(directory, "page.png"))
+        with serving(f"clothes={run}") as http:
+            visit(http, Path(directory, "page.png"))
         save(Path(directory, "page.png"), "page.png", width=1100)
         run = trained_on_signs(Path(directory))
         photograph(run / "report.html", Path(directory, "report.png"))
         save(Path(directory, "report.png"), "report.png", width=800)
-        with serving(f"signs={run}") as (http, _):
+        with serving(f"signs={run}") as http:
             try_signs(http, Path(directory, "photos_page.png"))
         save(Path(directory, "photos_page.png"), "photos_page.png", width=480)
 
@@ -54,17 +54,17 @@ def save(source: Path, name: str, width: int) -> None:
 
 
 @contextmanager
-def serving(model: str) -> Iterator[tuple[str, str]]:
-    """Serve a model. Yield its HTTP address and its ZeroMQ address."""
-    free_ports = ["--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"]
+def serving(model: str) -> Iterator[str]:
+    """Serve a model. Yield its address."""
+    free_port = ["--http", "127.0.0.1:0"]
     with subprocess.Popen(
-        [*DIST_NET, "serve", model, *free_ports], stdout=subprocess.PIPE, text=True
+        [*DIST_NET, "serve", model, *free_port], stdout=subprocess.PIPE, text=True
     ) as pool:
         assert pool.stdout is not None
         ready = next(line for line in pool.stdout if line.startswith("READY"))
-        http, zmq = (word.partition("=")[2] for word in ready.split()[1:])
+        http = ready.strip().partition("http=")[2]
         try:
-            yield http, zmq
+            yield http
         finally:
             pool.send_signal(signal.SIGINT)
 
@@ -109,11 +109,11 @@ def try_signs(http: str, path: Path) -> None:
         page.locator("#ask").screenshot(path=path)
 
 
-def visit(http: str, zmq: str, path: Path) -> None:
+def visit(http: str, path: Path) -> None:
     """Click a sample while other requests keep the pool busy, and take a screenshot."""
     with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as image:
         boot = np.asarray(image)
-    with browsing(1280, 1040) as page, Client(zmq) as client:
+    with browsing(1280, 1040) as page, Client(http) as client:
         page.goto(http)
         for second in range(15):
             pending = [client.submit("clothes", boot) for _ in range(200 + 40 * (second % 5))]

@@ -1,29 +1,25 @@
 """``dist-net reload MODEL``: make an inference pool reload a model from its source."""
 
 import argparse
-from pathlib import Path
 
 from dist_net.cli.parser import add_json_argument, print_json
+from dist_net.cli.pool_client import add_pool_arguments, pool_client
 from dist_net.command_line import add_options
-from dist_net.serving.client.client import Client
 
 ANSWER_WITHIN_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name in the pool")
-    text = "the zmq= address that dist-net serve printed"
+    text = "the http= address that dist-net serve printed"
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help=text)
-    add_options(
-        parser,
-        ("--keys", Path, "DIR", "an operator's keys"),
-        ("--timeout", float, "SECONDS", "of the reload", 120.0),
-    )
+    add_options(parser, ("--timeout", float, "SECONDS", "of the reload", 120.0))
+    add_pool_arguments(parser)
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with Client(arguments.connect, arguments.keys, ANSWER_WITHIN_S) as client:
+    with pool_client(arguments, arguments.connect, ANSWER_WITHIN_S) as client:
         client.models()  # fail fast without a gateway: loading a large model takes long
         version = client.reload(arguments.model, arguments.timeout)
     print(f"{arguments.model}: now serving version {version}")

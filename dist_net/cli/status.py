@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dist_net.cli.parser import add_json_argument, print_json
+from dist_net.cli.pool_client import add_pool_arguments, pool_client
 from dist_net.command_line import add_options, command_line, number_above_zero
 from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
@@ -39,12 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--timeout", number_above_zero, "SECONDS", "to wait for a report", 5.0),
         ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
+    add_pool_arguments(parser)
     add_json_argument(parser, "each report as one")
     text = "update until the run ends: redraw a terminal, print lines elsewhere"
     parser.add_argument("--follow", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.address.startswith(("http:", "https:")):
+        return _show(arguments, None)
     given = arguments.keys or announced_keys(arguments.address)
     keys = load_peer_keys(given, CLIENT) if given else None
     try:
@@ -58,8 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
     console = plain_console(stderr=False)
-    if arguments.follow:
-        is_live = console.is_terminal and not arguments.json
+    is_live = arguments.follow and console.is_terminal and not arguments.json
+    if arguments.address.startswith(("http:", "https:")):
+        reports = pool_reports(arguments)
+    elif arguments.follow:
         say = (console if is_live else plain_console()).print
         reports = followed(arguments.address, keys, arguments.timeout, arguments.every, say)
     else:
@@ -78,6 +84,15 @@ def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
         for report in reports:
             print(line(report), flush=True)
     return 0
+
+
+def pool_reports(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the state of a pool once, or with ``--follow`` again and again."""
+    with pool_client(arguments, arguments.address, arguments.timeout) as client:
+        yield client.status()
+        while arguments.follow:
+            time.sleep(arguments.every)
+            yield client.status()
 
 
 def followed(

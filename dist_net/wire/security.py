@@ -14,8 +14,8 @@ A cluster's key directory, created on the server's host::
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
-A *worker* trains, or answers for a pool. A *client* sends requests to a pool and watches a run. An
-*operator* may also end a run, and reload and unload models. A *standby* receives the whole run, and
+A *worker* trains, or answers for a pool. A *client* watches a run, or follows it to serve it. An
+*operator* may also end a run. A *standby* receives the whole run, and
 serves it if the server is lost: its key pair is then the server's. The holder of a *token* may only
 enroll its own key. Key files have the format of ``zmq.auth``'s certificates.
 """
@@ -48,7 +48,7 @@ from dist_net.wire.messages import (
     StatusRequest,
     WorkerMessage,
 )
-from dist_net.wire.serving_messages import ClientMessage, OperatorMessage, PoolWorkerMessage
+from dist_net.wire.serving_messages import PoolWorkerMessage
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
 STANDBY, TOKEN = "standby", "token"
 
 _OF_ALL: set[type[Message]] = {StatusRequest, RecipeRequest}
-_OF_CLIENTS = _OF_ALL | {*get_args(ClientMessage), SnapshotRequest}
+_OF_CLIENTS = _OF_ALL | {SnapshotRequest}
 
 MAY_SEND: dict[str, set[type[Message]]] = {
     WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
     CLIENT: _OF_CLIENTS,
-    OPERATOR: _OF_CLIENTS | {*get_args(OperatorMessage), Shutdown},
+    OPERATOR: _OF_CLIENTS | {Shutdown},
     STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow, SnapshotRequest},
     TOKEN: {Enroll},
 }

@@ -1,14 +1,5 @@
 """The messages of the inference pool, one named tuple each; pure data.
 
-Clients and workers connect to different sockets of the gateway, so a client cannot act as a worker.
-
-    client                            gateway
-    Ask             ──────────────▶   Answer, later
-    Cancel          ──────────────▶   (none)
-    Describe        ──────────────▶   Description
-    Reload, Unload  ──────────────▶   Reloaded, later
-    Ping            ──────────────▶   Pong
-
     inference worker                  gateway
     JoinPool        ──────────────▶   PoolWelcome | Refuse
                     ◀──────────────   Load, Drop
@@ -36,101 +27,6 @@ ARRAYS_KEY = re.compile("[0-9a-f]{64}")
 
 MAX_REQUEST_BYTES = 32 << 20
 """The largest image or tensor of a request; ZeroMQ drops a connection with a longer frame."""
-
-
-class Ask(NamedTuple):
-    """A client requests a prediction; the first payload is an encoded image or all input tensors.
-
-    A second payload states which model the client knows (see ``known`` of the pool): the request is
-    refused if its input is for another model, and the answer brings the classes up to date.
-    ``request_id`` is the client's own. ``version`` "" selects the newest; ``timeout_s`` 0 selects
-    the gateway's default. Tensors are as ``dist_net.nets.tensor_specs.to_bytes`` writes them.
-    """
-
-    request_id: int
-    model: str
-    version: str
-    is_image: bool
-    timeout_s: float
-    payloads: Payloads
-
-
-class Answer(NamedTuple):
-    """The result of an ``Ask``; ``status`` is a ``dist_net.serving.pool.requests.Status``.
-
-    With status OK the first payload contains all output tensors. If the client knows another
-    version, the second contains the labels as a JSON array, and the third, if the model has one,
-    the probability below which it does not know the class. Otherwise there are no payloads,
-    ``reason`` states the cause, and ``retry_after_s`` when to retry (0: not specified).
-    """
-
-    request_id: int
-    status: int
-    version: str
-    reason: Reason
-    retry_after_s: float
-    queue_s: float
-    compute_s: float
-    payloads: Payloads
-
-
-class Cancel(NamedTuple):
-    """The client no longer needs the answer."""
-
-    request_id: int
-
-
-class Describe(NamedTuple):
-    """A client requests the names of the models, and the description of one ("": of none)."""
-
-    request_id: int
-    model: str = ""
-
-
-class Description(NamedTuple):
-    """The first payload is a JSON array of the names of the models.
-
-    If the model of the request is served, its state follows as JSON, and the JSON of each of its
-    versions, with the labels, newest first.
-    """
-
-    request_id: int
-    payloads: Payloads
-
-
-class Reload(NamedTuple):
-    """Read a model from its source again and serve it as the newest version."""
-
-    request_id: int
-    model: str
-
-
-class Unload(NamedTuple):
-    """Stop serving a model until it is reloaded."""
-
-    request_id: int
-    model: str
-
-
-class Reloaded(NamedTuple):
-    """The result of a ``Reload`` or ``Unload``; ``reason`` is empty unless it failed."""
-
-    request_id: int
-    version: str
-    reason: Reason
-
-
-class Ping(NamedTuple):
-    """A client requests the state of the gateway, to learn whether its requests are still open."""
-
-
-class Pong(NamedTuple):
-    """``gateway`` is a digest of the gateway's name and the connection's; if it changes, all
-    requests are lost.
-    """
-
-    gateway: str
-    is_ready: bool
 
 
 class JoinPool(NamedTuple):
@@ -237,11 +133,7 @@ class BatchDone(NamedTuple):
     payloads: Payloads
 
 
-ClientMessage = Ask | Cancel | Describe | Ping
-OperatorMessage = Reload | Unload
 PoolWorkerMessage = JoinPool | Loaded | FetchArrays | BatchDone
-PoolReply = Answer | Description | Reloaded | Pong | PoolWelcome | ArraysPiece
+PoolReply = PoolWelcome | ArraysPiece
 GatewayMessage = Load | Drop | RunBatch
-ServingMessage = (
-    ClientMessage | OperatorMessage | PoolWorkerMessage | PoolReply | GatewayMessage | ModelPrepared
-)
+ServingMessage = PoolWorkerMessage | PoolReply | GatewayMessage | ModelPrepared

@@ -93,13 +93,13 @@ def _seed_routing_ids() -> None:
 class FramedSocket:
     """A ZeroMQ socket with its own context."""
 
-    def __init__(self, kind: int, max_array_bytes: int, high_water_mark: int) -> None:
+    def __init__(self, kind: int, max_array_bytes: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         _seed_routing_ids()
         self._socket = self._context.socket(kind)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
-        self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
+        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         for option, value in _KEEPALIVE.items():
             self._socket.setsockopt(option, value)
         # ZeroMQ disconnects a peer that announces a longer frame, and reserves no memory for it.
@@ -171,10 +171,10 @@ class ServerSocket(FramedSocket):
     number of the connection. So an answer reaches the sender of its request, or nobody. With
     ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never do. A
     peer may send frames of ``max_array_bytes``; ``dist_net.wire.connections`` disconnects a peer
-    that sends more, and one of those that send more than ``max_unread_bytes`` together. At most
-    ``high_water_mark`` messages are queued for a peer. Peers connect to ``contact_addresses``, in
-    the order of ``listen``, which contain the ports that the system chose. Raise ``AddressError``,
-    and ``InsecureAddressError`` for a TCP address beyond loopback without keys.
+    that sends more, and one of those that send more than ``max_unread_bytes`` together. Peers
+    connect to ``contact_addresses``, in the order of ``listen``, which contain the ports that the
+    system chose. Raise ``AddressError``, and ``InsecureAddressError`` for a TCP address beyond
+    loopback without keys.
     """
 
     def __init__(
@@ -182,13 +182,12 @@ class ServerSocket(FramedSocket):
         listen: Sequence[str],
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
-        high_water_mark: int = HIGH_WATER_MARK,
         max_unread_bytes: float = math.inf,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
             require_keys(address, keys, "listen on")
-        super().__init__(zmq.ROUTER, max_array_bytes, high_water_mark)
+        super().__init__(zmq.ROUTER, max_array_bytes)
         self._allow_list = None if keys is None else AllowList(keys)
         self._overhead_bytes = 0 if keys is None else CURVE_OVERHEAD_BYTES
         self._socket_files: list[Path] = []
@@ -436,15 +435,13 @@ class ClientSocket(FramedSocket):
         address: str,
         keys: PeerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
-        high_water_mark: int = HIGH_WATER_MARK,
         hang_ups_s: float = SETTLED_S,
     ) -> None:
         self._address = contact_address(address)
         require_keys(self._address, keys, "connect to")
         self._has_keys = keys is not None and self._address.is_tcp
-        super().__init__(zmq.DEALER, max_array_bytes, high_water_mark)
+        super().__init__(zmq.DEALER, max_array_bytes)
         self._socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))  # which nobody can guess
-        self._high_water_mark = high_water_mark
         self._socket.setsockopt(zmq.IPV6, int(":" in self._address.host))
         if keys is not None and self._address.is_tcp:
             secure_client(self._socket, keys)
@@ -475,7 +472,7 @@ class ClientSocket(FramedSocket):
             self._require_access()
             raise NoAnswerError(
                 f"the server at {self._address.text} has not read the last "
-                f"{self._high_water_mark} messages: see its log"
+                f"{HIGH_WATER_MARK} messages: see its log"
             ) from error
         except zmq.ZMQError as error:
             raise NoAnswerError(f"the connection to {self._address.text} is closed") from error

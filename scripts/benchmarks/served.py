@@ -117,13 +117,13 @@ class Gateway:
         self.child = Child(
             "gateway",
             "dist_net",
-            ["serve", *sources, "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0", *options],
+            ["serve", *sources, "--http", "127.0.0.1:0", *options],
             directory,
         )
         try:
             said = dict(word.split("=", 1) for word in self.child.wait_until_ready(START_S))
             self.port = int(said["http"].rpartition(":")[2].rstrip("/"))
-            self.address = said["zmq"]
+            self.address = said["http"]
         except BaseException:
             self.child.kill()
             raise

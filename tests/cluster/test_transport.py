@@ -52,7 +52,7 @@ from dist_net.wire.security import (
     load_peer_keys,
     load_server_keys,
 )
-from dist_net.wire.serving_messages import Ask, JoinPool, ModelPrepared, Reload, Unload
+from dist_net.wire.serving_messages import JoinPool, ModelPrepared
 from dist_net.wire.token import TRAINING
 from dist_net.wire.transport import ClientSocket, ServerSocket
 from naming import naming
@@ -751,7 +751,6 @@ def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
 
 
 JOIN = Join("one", 1, "digest", 6)
-ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
 
 
 @pytest.mark.parametrize(
@@ -762,19 +761,13 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("worker", StatusRequest(0), True),
         ("worker", SnapshotRequest(), False),
         ("worker", Shutdown("now"), False),
-        ("worker", ASK, False),
-        ("worker", Unload(1, "model"), False),
-        ("client", ASK, True),
         ("client", StatusRequest(0), True),
         ("client", SnapshotRequest(), True),
         ("client", JOIN, False),
         ("client", a_push(WEIGHTS), False),
         ("client", JoinPool("one", "host", 1), False),
         ("client", Shutdown("now"), False),
-        ("client", Reload(1, "model"), False),
-        ("operator", ASK, True),
         ("operator", Shutdown("now"), True),
-        ("operator", Reload(1, "model"), True),
         ("operator", JOIN, False),
         ("operator", ModelPrepared("model", 1, "{}", ""), False),
         ("worker", RecipeRequest(), True),

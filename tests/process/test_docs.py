@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 HIDDEN_PACKAGES = ROOT / "tests" / "process" / "hidden_packages"
 LANGUAGES = {"sh", "python", "text", "mermaid"}
 LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
-FIXED_PORTS = ("5555", "8000", "8001", "8002")
+FIXED_PORTS = ("5555", "8000", "8002")
 DEADLINE_S = 180  # of a loaded machine
 # One interpreter runs all Python blocks of a page. Each line of its input is a block, as JSON.
 INTERPRETER = """
@@ -180,8 +180,7 @@ class Reader:
             self._running.remove(running)
             self._end(*running)
         if name == "serve" and "--http" not in words:
-            http, listen = (f"127.0.0.1:{self._ports[port]}" for port in ("8000", "8001"))
-            words = [*words, "--http", http, "--listen", f"tcp://{listen}"]
+            words = [*words, "--http", f"127.0.0.1:{self._ports['8000']}"]
         said = self.directory / f"{name}.output"
         with said.open("w") as output:
             process = subprocess.Popen(

@@ -44,9 +44,9 @@ def test_an_everyday_net(name: str, tmp_path: Path, start, here, eventually) -> 
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
-    on_free_ports = "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"
+    on_free_ports = "--http", "127.0.0.1:0"
     pool = start("serve", f"net={run.path}", "--workers", "1", *on_free_ports)
-    ready = eventually(lambda: re.search(r"READY http=(\S+) zmq=(\S+)\n", pool.stdout))
-    with Client(ready[2]) as client:
+    ready = eventually(lambda: re.search(r"READY http=(\S+)\n", pool.stdout))
+    with Client(ready[1]) as client:
         served = client.predict("net", inputs)
     np.testing.assert_allclose(served.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

@@ -79,11 +79,11 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
 
 
 @pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs uvicorn (the extra `web`)")
-def test_a_pool_says_the_same_over_zeromq_and_http(photo, tmp_path, start, eventually) -> None:
+def test_a_pool_answers_the_client_and_urllib_alike(photo, tmp_path, start, eventually) -> None:
     source = write_net(TINY, tmp_path / "net").source
-    on_free_ports = "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"
+    on_free_ports = "--http", "127.0.0.1:0"
     pool = start("serve", source, "--workers", "1", *on_free_ports)
-    ready = eventually(lambda: re.search(r"READY http=(\S+) zmq=(\S+)\n", pool.stdout))
+    ready = eventually(lambda: re.search(r"READY http=(\S+)\n", pool.stdout))
     lines = printed("serving/client.py", photo, *ready.groups())
     assert lines[0] == "tiny: 10 classes, inputs of (28, 28, 1)"
     assert len({*lines[1:4]}) == 3
@@ -144,8 +144,8 @@ def test_nets_of_maps_are_exported_and_served(tmp_path: Path, start, eventually)
         for name, (run, inputs, outputs) in runs.items():
             assert_exported(name, run, inputs, outputs)
     models = [f"{name}={run.path}" for name, (run, *_) in runs.items()]
-    pool = start("serve", *models, "--workers", "1", "--listen", "tcp://127.0.0.1:0")
-    address = eventually(lambda: re.search(r"READY.* zmq=(\S+)\n", pool.stdout))[1]
+    pool = start("serve", *models, "--workers", "1", "--http", "127.0.0.1:0")
+    address = eventually(lambda: re.search(r"READY http=(\S+)\n", pool.stdout))[1]
     with Client(address) as client:
         for name, (_, inputs, outputs) in runs.items():
             served = client.predict(name, inputs[:3]).reshape(outputs[:3].shape)

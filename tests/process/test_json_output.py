@@ -52,8 +52,8 @@ def test_every_command_prints_its_object_alone(
     assert here("predict", run, rows, "--json")["row"] == f"{rows}:0"
 
     pool = start("serve", f"model={run}", "--workers", "1", "--http", "127.0.0.1:0")
-    zmq = eventually(lambda: re.search(r"READY .*zmq=(\S+)\n", pool.stdout))[1]
-    assert start("reload", "model", "--connect", zmq, "--json").result()["model"] == "model"
+    address = eventually(lambda: re.search(r"READY http=(\S+)\n", pool.stdout))[1]
+    assert start("reload", "model", "--connect", address, "--json").result()["model"] == "model"
 
     train = start("train", recipe, "--epochs", "100000", "--json")
     train.says("epoch +[1-9]")

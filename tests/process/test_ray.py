@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.ray_nodes import RayNodes
+from dist_net import Client
 from dist_net.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.wire.security import OPERATOR, load_peer_keys
@@ -280,15 +281,15 @@ def test_a_pool_has_its_workers_on_the_nodes(
     training = train("--workers", "1", "--epochs", "2")
     training.command.result()
     pool = start(
-        *("serve", f"counts={training.run}", "--trust-recipe", "--http", ""),
+        *("serve", f"counts={training.run}", "--trust-recipe"),
         *("--cluster", "ray", "--address", nodes.address, "--workers", "auto"),
-        *("--listen", "tcp://127.0.0.1:0"),
+        *("--http", "127.0.0.1:0"),
     )
-    (address,) = eventually(lambda: re.findall(r"READY zmq=(tcp://\S+)", pool.stdout))
+    (address,) = eventually(lambda: re.findall(r"READY http=(\S+)", pool.stdout))
 
     def idle() -> list[str]:
-        with Observer(address, timeout_s=30.0) as observer:
-            workers = observer.status()["workers"]
+        with Client(address) as client:
+            workers = client.status()["workers"]
         return [each["name"] for each in workers if each["state"] == "idle"]
 
     eventually(lambda: len(idle()) == 2)

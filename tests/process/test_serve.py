@@ -1,4 +1,4 @@
-"""``dist-net serve`` as people use it: real processes, real signals, over HTTP and ZeroMQ."""
+"""``dist-net serve`` as people use it: real processes, real signals, over HTTP."""
 
 import http.client
 import json
@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ import pytest
 
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
-from dist_net.cli import main
 from dist_net.errors import (
     BadRequestError,
     DistNetError,
@@ -31,10 +29,6 @@ from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
-from dist_net.serving.pool.requests import Status
-from dist_net.wire.messages import Refuse
-from dist_net.wire.serving_messages import Answer, Ask, JoinPool, Pong
-from dist_net.wire.transport import ClientSocket
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
 
@@ -48,11 +42,11 @@ class Pool:
         self.command = command
         self._eventually = eventually
         said = eventually(lambda: self._ready())
-        self.port, self.address = int(said[1]), said[2]
+        self.address, self.port = said[1], int(said[2])
 
     def _ready(self):
         has_ended = self.command.process.poll() is not None
-        match = re.search(r"READY http=http://127.0.0.1:(\d+) zmq=(\S+)", self.command.stdout)
+        match = re.search(r"READY http=(http://127.0.0.1:(\d+))", self.command.stdout)
         assert match or not has_ended, self.command.stderr
         return match
 
@@ -96,7 +90,7 @@ def serve(start, eventually):
     """Starts a pool on ports that the system chooses."""
 
     def serve_models(*arguments: str) -> Pool:
-        where = "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"
+        where = "--http", "127.0.0.1:0"
         return Pool(start("serve", *arguments, *where), eventually)
 
     return serve_models
@@ -148,12 +142,6 @@ class Load(threading.Thread):
         assert not self.errors, self.errors[:3]
         for i, probabilities, _ in self.answers:
             np.testing.assert_allclose(probabilities, expected[i], atol=1e-6)
-
-
-def test_help_spells_names_as_they_are_spelt(capsys):
-    with pytest.raises(SystemExit):
-        main(["serve", "--help"])
-    assert "HTTP and ZeroMQ" in capsys.readouterr().out
 
 
 def test_every_interface_gives_what_the_net_gives(serve, net, expected):
@@ -220,8 +208,8 @@ def test_the_last_worker_lost_costs_no_request_either(serve, net, expected, even
 
 def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
     pool = serve(net.source, "--workers", "2", "--max-batch-size", "1")
-    with Client(pool.address, timeout_s=30) as client:
-        pending = [client.submit(TINY, ROWS[i % 32]) for i in range(500)]
+    with Client(pool.address, timeout_s=10) as client:
+        pending = [client.submit(TINY, ROWS[i % 32]) for i in range(100)]
         pending[0].result()
         pool.command.process.send_signal(signal.SIGTERM)
         answered, refusals = 0, []
@@ -234,7 +222,8 @@ def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
                 np.testing.assert_allclose(found, expected[i % 32], atol=1e-6)
                 answered += 1
     assert answered
-    assert all("shutting down" in each or "stopped" in each for each in refusals), refusals
+    ends = "shutting down", "stopped", "no answer"
+    assert all(any(end in each for end in ends) for each in refusals), refusals
     assert pool.command.ends() == 0
     assert not [*pool.command.temporary.iterdir()]
     assert not pool.command.children
@@ -311,32 +300,6 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
     assert {version % 2 for index, version in answered if index == 0} == {1}
     assert {version % 2 for index, version in answered if index == 1} == {0}
     assert all("shape" in reason for load in loads for reason in load.refused)
-
-
-def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
-    pool = serve(net.source, "--workers", "1")
-    payload = ROWS[0].tobytes()
-    asks = [
-        Ask(1, TINY, "9" * 1000, False, 0.0, (payload,)),
-        Ask(2, TINY, "\u0663", False, 0.0, (payload,)),
-        Ask(3, TINY, "", False, 0.0, ()),
-        Ask(4, TINY, "", False, 0.0, (payload, payload)),
-        Ask(5, TINY, "", False, 0.0, (payload[:-1],)),
-        Ask(6, "x" * 1000, "", False, 0.0, (payload,)),
-        Ask(7, TINY, "", True, 0.0, (b"no image",)),
-        JoinPool("w", "host", 1),
-        Ask(8, TINY, "", False, 0.0, (payload,)),
-    ]
-    with ClientSocket(pool.address) as socket:
-        for ask in asks:
-            socket.send(ask)
-        received = iter(lambda: socket.receive(30), None)
-        # A gateway pings the clients that wait: a pong may come between the answers.
-        answers = [*islice((each for each in received if not isinstance(each, Pong)), len(asks))]
-    statuses = {each.request_id: each.status for each in answers if isinstance(each, Answer)}
-    bad = Status.BAD_INPUT
-    assert statuses == {1: bad, 2: bad, 3: bad, 4: bad, 5: bad, 6: Status.NOT_FOUND, 7: bad, 8: 0}
-    assert [each for each in answers if isinstance(each, Refuse)]
 
 
 def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
@@ -421,8 +384,8 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         (["darknet53", "--threads", "100000"], "1 to 256 threads"),
         (["darknet53", "--max-batch-size", "0"], "max_batch_size"),
         (["darknet53", "--http", "0.0.0.0:0"], "token"),
-        (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),
-        (["darknet53", "--listen", "nonsense"], "tcp://HOST:PORT"),
+        (["darknet53", "--http", ""], "HOST:PORT"),
+        (["darknet53", "--listen-workers", "nonsense"], "tcp://HOST:PORT"),
         (["m=darknet53", "m=darknet53"], "m, m"),
         (["darknet53", "m=darknet53", "--labels", "names"], "--labels"),
         (["darknet53", "--log-dir", "/dev/null/x"], "--log-dir /dev/null/x"),
@@ -430,24 +393,23 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
 )
 def test_bad_arguments_end_with_one_line(refuses, arguments, words):
     where = [] if "--http" in arguments else ["--http", "127.0.0.1:0"]
-    where += [] if "--listen" in arguments else ["--listen", "tcp://127.0.0.1:0"]
     refuses(f".*{re.escape(words)}.*", "serve", *arguments, *where)
 
 
 def test_an_address_in_use_is_named_by_its_option_and_hides_no_wrong_model(refuses):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        http, listen = ("--http", address), ("--listen", f"tcp://{address}")
-        free = ("--http", "127.0.0.1:0"), ("--listen", "tcp://127.0.0.1:0")
-        refuses("'no/such/run'", "serve", "no/such/run", *http, *listen)
-        refuses(f"--http.*{address}", "serve", "darknet53", *http, *free[1])
-        refuses(f"--listen.*{address}", "serve", "darknet53", *free[0], *listen)
+        http, listen = ("--http", address), ("--listen-workers", f"tcp://{address}")
+        free = ("--http", "127.0.0.1:0")
+        refuses("'no/such/run'", "serve", "no/such/run", *http)
+        refuses(f"--http.*{address}", "serve", "darknet53", *http)
+        refuses(f"--listen-workers.*{address}", "serve", "darknet53", *free, *listen)
 
 
 def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
     (weights,) = net.directory.glob("*.weights")
     weights.write_bytes(weights.read_bytes()[:-4])
-    where = ("--http", "", "--listen", "tcp://127.0.0.1:0", "--log-dir", str(tmp_path / "logs"))
+    where = ("--http", "127.0.0.1:0", "--log-dir", str(tmp_path / "logs"))
     command = start("serve", net.source, "--workers", "1", *where)
     assert command.ends() == 2, command.stderr
     last = command.stderr.splitlines()[-1]

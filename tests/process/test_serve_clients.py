@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.served import TINY, TINY_SHAPE, Net
+from dist_net import Client
+from dist_net.errors import AccessRefusedError, NoAnswerError
 from dist_net.nets.darknet import DarknetNetwork
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
@@ -175,7 +177,7 @@ def test_beyond_this_host_by_tls_with_a_token(
 ) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     gateway = start(
-        *("serve", net.source, "--workers", "1", "--listen", "tcp://127.0.0.1:0"),
+        *("serve", net.source, "--workers", "1"),
         *("--http", "0.0.0.0:0", "--token-file", str(tmp_path / "token")),
         *(
             "--tls-certificate",
@@ -184,7 +186,7 @@ def test_beyond_this_host_by_tls_with_a_token(
             str(certificate.with_name("key.pem")),
         ),
     )
-    port = eventually(lambda: re.search(r"READY http=https://0.0.0.0:(\d+) ", gateway.stdout))[1]
+    port = eventually(lambda: re.search(r"READY http=https://0.0.0.0:(\d+)\n", gateway.stdout))[1]
 
     def get(path: str, token: str | None = None) -> tuple[int, Any]:
         """Status and JSON body, or None."""
@@ -209,6 +211,17 @@ def test_beyond_this_host_by_tls_with_a_token(
     with pytest.raises(urllib.error.URLError, match="self-signed"):  # nor trusted without reason
         urllib.request.urlopen(f"https://127.0.0.1:{port}/v2/health/live", timeout=60)
     assert get("/v2/health/ready")[0] == 200
+    address = f"https://127.0.0.1:{port}"
+    with Client(address, TOKEN, certificates=certificate) as client:
+        assert client.models()[0].name == TINY
+    with Client(address, TOKEN) as client, pytest.raises(NoAnswerError, match="self-signed"):
+        client.models()
+    with Client(address, certificates=certificate) as client, pytest.raises(AccessRefusedError):
+        client.models()
+    trusting = "--token-file", str(tmp_path / "token"), "--certificates", str(certificate)
+    assert start("status", address, *trusting, "--json").result()["is_ready"]
+    reload = start("reload", TINY, "--connect", address, *trusting, "--json")
+    assert reload.result() == {"model": TINY, "version": 2}
 
 
 def test_bad_files_end_with_one_line(refuses: Refuses, tmp_path: Path) -> None:
@@ -226,6 +239,6 @@ def test_bad_files_end_with_one_line(refuses: Refuses, tmp_path: Path) -> None:
         f"{nowhere}": ["--tls-certificate", nowhere, "--tls-key", nowhere],
         f"{nowhere}/": ["--keys", nowhere],
     }
-    where = ("--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0")
+    where = ("--http", "127.0.0.1:0")
     for each, arguments in words.items():
         refuses(f".*{re.escape(each)}.*", "serve", "darknet53", *where, *arguments)

@@ -44,6 +44,7 @@ activation=linear
 
 [softmax]
 """
+TOKEN, OPERATORS_TOKEN = "the-token-of-a-client", "the-token-of-an-operator"
 ROWS = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
 
 ASK = """
@@ -51,8 +52,8 @@ ASK = """
     import numpy as np
     from dist_net import Client
 
-    rows, answers, address, keys = sys.argv[1:]
-    with Client(address, keys, timeout_s=30) as client:
+    rows, answers, address, token = sys.argv[1:]
+    with Client(address, token, timeout_s=30) as client:
         print("model", *(model.name for model in client.models()), flush=True)
         input()
         pending = [client.submit("net", row) for row in np.load(rows)]
@@ -82,12 +83,21 @@ def expected(net: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def gateway(start: Start, hosts: Any, keys: Path, net: Path) -> Any:
+def tokens(tmp_path: Path) -> Path:
+    """A gateway's file of tokens."""
+    path = tmp_path / "tokens"
+    path.write_text(f"client {TOKEN}\noperator {OPERATORS_TOKEN}\n")
+    return path
+
+
+@pytest.fixture
+def gateway(start: Start, hosts: Any, keys: Path, net: Path, tokens: Path) -> Any:
     """A gateway without workers, on the host ``server``."""
     files = f"net={net / 'net.cfg'},weights={net / 'net.weights'},labels={net / 'labels.txt'}"
-    where = ("--listen", f"tcp://{SERVER}:0", "--listen-workers", f"tcp://{SERVER}:0")
+    where = ("--http", f"{SERVER}:0", "--listen-workers", f"tcp://{SERVER}:0")
     return start(
-        *("serve", files, "--workers", "0", "--http", "", *where, "--keys", str(keys)),
+        *("serve", files, "--workers", "0", *where, "--keys", str(keys)),
+        *("--token-file", str(tokens)),
         prefix=hosts.on("server"),
     )
 
@@ -106,7 +116,7 @@ def clients_address(gateway: Any, eventually: Eventually) -> str:
 
     def ready() -> re.Match[str] | None:
         assert gateway.process.poll() is None, gateway.stderr
-        return re.search(r"READY zmq=(\S+)\n", gateway.stdout)
+        return re.search(r"READY http=(\S+)\n", gateway.stdout)
 
     return str(eventually(ready)[1])
 
@@ -114,14 +124,14 @@ def clients_address(gateway: Any, eventually: Eventually) -> str:
 class Asker:
     """A process that asks for the rows, on a host, when told, and leaves the answers in a file."""
 
-    def __init__(self, prefix: list[str], directory: Path, address: str, keys: Path) -> None:
+    def __init__(self, prefix: list[str], directory: Path, address: str) -> None:
         directory.mkdir(exist_ok=True)
         self._answers, rows = directory / "answers.npy", directory / "rows.npy"
         self._answers.unlink(missing_ok=True)
         np.save(rows, ROWS)
         script = [sys.executable, "-c", textwrap.dedent(ASK), str(rows), str(self._answers)]
         self._process = subprocess.Popen(
-            [*prefix, *script, address, str(keys)],
+            [*prefix, *script, address, TOKEN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -156,6 +166,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     hosts: Any,
     keys: Path,
     net: Path,
+    tokens: Path,
     gateway: Any,
     expected: np.ndarray,
     eventually: Eventually,
@@ -173,10 +184,10 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
         )
 
     def ask(host: str) -> Asker:
-        return Asker(hosts.on(host), tmp_path / "asked", address, keys / "client")
+        return Asker(hosts.on(host), tmp_path / "asked", address)
 
     def workers() -> list[str]:
-        command = ("status", address, "--keys", str(keys / "client"), "--json")
+        command = ("status", address, "--token-file", str(tokens), "--json")
         report = start(*command, prefix=hosts.on("server")).result()
         return [each["name"] for each in report["workers"]]
 
@@ -188,7 +199,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     ask("worker-1").require_right(expected)
     assert workers() == ["worker-0"]
 
-    idle = Asker(hosts.on("worker-0"), tmp_path / "idle", address, keys / "client")
+    idle = Asker(hosts.on("worker-0"), tmp_path / "idle", address)
     assert idle.is_connected()
     ports = {int(each.rpartition(":")[2]) for each in (address, workers_address)}
     assert hosts.connected_ports(gateway.process.pid, "worker-0") == ports
@@ -209,8 +220,14 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     idle.kill()
 
 
-def test_nobody_gets_in_without_the_right_keys(
-    start: Start, hosts: Any, keys: Path, gateway: Any, eventually: Eventually, tmp_path: Path
+def test_nobody_gets_in_without_the_right_key_or_token(
+    start: Start,
+    hosts: Any,
+    keys: Path,
+    tokens: Path,
+    gateway: Any,
+    eventually: Eventually,
+    tmp_path: Path,
 ) -> None:
     workers_address = gateway.says(r"--connect (tcp://\S+)")[1]
     # Who knows the gateway's key, which is no secret, but is not known to the gateway.
@@ -230,19 +247,23 @@ def test_nobody_gets_in_without_the_right_keys(
     join, status = ("inference-worker", "--connect", workers_address), ("status", address)
     reload = ("reload", "net", "--connect", address)
     others = ("--keys", str(stranger))
+    (tmp_path / "client").write_text(f"client {TOKEN}\n")
+    (tmp_path / "other").write_text("a-token-of-nobody\n")
+    of_client = ("--token-file", str(tmp_path / "client"))
+    of_nobody = ("--token-file", str(tmp_path / "other"))
     commands = [
         (2, "dist-net keys create", refused(*join)),
         (1, "keys", refused(*join, *others, "--directory", str(tmp_path / "x"))),
-        (2, "dist-net keys create", refused(*status)),
-        (1, address, refused(*status, *others, "--timeout", "2")),
-        (2, "dist-net keys create", refused(*reload)),
-        (1, address, refused(*reload, *others, "--timeout", "2")),
-        (1, "Reload", refused(*reload, "--keys", str(keys / "client"))),
+        (1, "token is missing", refused(*status)),
+        (1, "token is missing or wrong", refused(*status, *of_nobody)),
+        (1, "token is missing", refused(*reload)),
+        (1, "an operator", refused(*reload, *of_client)),
         (2, "JoinPool", refused(*join, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr
         assert "Traceback" not in command.stderr
-    report = start(*status, *right, "--json", prefix=hosts.on("server")).result()
+    trusted = ("--token-file", str(tokens))
+    report = start(*status, *trusted, "--json", prefix=hosts.on("server")).result()
     assert [each["name"] for each in report["workers"]] == ["known"]
     assert report["models"][0]["version"] == 1  # the reloads that were refused are none

@@ -120,9 +120,11 @@ def test_workers_of_other_hosts_get_the_recipe_and_the_threshold(
 ) -> None:
     run = write_run(tmp_path / "run", threshold=0.5)
     where = f"tcp://{test_hosts.SERVER}:0"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"client {test_serve_hosts.TOKEN}\n")
     gateway = start(
-        *("serve", f"run={run}", "--workers", "0", "--http", "", "--listen", where),
-        *("--listen-workers", where, "--keys", str(keys)),
+        *("serve", f"run={run}", "--workers", "0", "--http", f"{test_hosts.SERVER}:0"),
+        *("--listen-workers", where, "--keys", str(keys), "--token-file", str(tokens)),
         prefix=hosts.on("server"),
     )
     address = gateway.says(r"--connect (tcp://\S+)")[1]
@@ -134,7 +136,7 @@ def test_workers_of_other_hosts_get_the_recipe_and_the_threshold(
     clients = test_serve_hosts.clients_address(gateway, eventually)
     for name, colour in (("blue.png", (0, 0, 255)), ("grey.png", GREY)):
         (tmp_path / name).write_bytes(image(colour))
-    asked = [clients, str(keys / "client"), *map(str, sorted(tmp_path.glob("*.png")))]
+    asked = [clients, test_serve_hosts.TOKEN, *map(str, sorted(tmp_path.glob("*.png")))]
     command = [*hosts.on("worker-1"), sys.executable, "-c", ASK, *asked]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert said.splitlines() == ["blue False", "red True"]

@@ -105,7 +105,7 @@ def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
         ("evaluate",),
         ("predict", image),
         ("export", tmp_path / "a.npz"),
-        ("serve", "--http", "", "--listen", "tcp://127.0.0.1:0"),
+        ("serve", "--http", "127.0.0.1:0"),
     ):
         refuses(newest, command, run, *arguments)
     resumed = start("train", "--resume", "--run-dir", str(run), "--epochs", "3", "--json")

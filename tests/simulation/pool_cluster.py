@@ -1,7 +1,6 @@
-"""An inference pool in virtual time: gateway, workers, model readers and clients.
+"""An inference pool in virtual time: gateway, workers and model readers.
 
-The gateway is the shipped one with its `ClientDesk`; so are the workers, and the clients'
-`Conversation`.
+The gateway and the workers are the shipped ones.
 """
 
 from collections import Counter
@@ -11,15 +10,13 @@ from math import pi, sin
 from typing import Any, cast
 
 from described import described
-from dist_net.serving.client.conversation import SILENCE_S, Conversation, Deadline, Exchange
-from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings, Status
+from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings
 from dist_net.serving.pool.statistics import ENDS
-from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
+from dist_net.wire.serving_messages import ModelPrepared
 from simulation.event_loop import (
     HANDOVER_S,
     PolledSocket,
@@ -34,74 +31,15 @@ from simulation.pool_processes import (
     VirtualInferenceWorker,
     VirtualModelReaders,
 )
-from simulation.pool_watch import ROW, WatchedPool, number_in
+from simulation.pool_watch import WatchedPool, number_in
 from simulation.schedule import TracedSchedule
 
-CLIENTS = "desk"  # the address of clients
 STARTS_S = 0.3  # from a process's start to its first message
 DRIFT_S = 11.0
 
 
-class VirtualClient:
-    """A client's process: its `Conversation` with the gateway, over a connection."""
-
-    def __init__(self, name: str, network: VirtualNetwork) -> None:
-        self.name = name
-        self.answered: Counter[int] = Counter()
-        self._thread = VirtualThread(ThreadedProcess(network.schedule))
-        self._conversation = Conversation()
-        self._open: list[tuple[Exchange, int]] = []
-        self.socket = network.connect(name, CLIENTS)
-        self.socket.on_arrival = lambda: self._thread.after(0.0, self._receive)
-        self.socket.send(self._conversation.ping(self._thread.now()))
-        self._poll()
-
-    @property
-    def open_requests(self) -> int:
-        return len(self._conversation)
-
-    def ask(self, request: InferenceRequest) -> None:
-        version = "" if request.version is None else str(request.version)
-        timeout_s = request.timeout_s or 10.0
-        ask = Ask(
-            self._conversation.next_id(),
-            request.model,
-            version,
-            request.is_image,
-            timeout_s,
-            (request.payload,),
-        )
-        exchange = self._conversation.open(ask, Deadline.after(timeout_s, self._thread.now()))
-        self._open.append((exchange, number_in(request.payload)))
-        self.socket.send(ask)
-
-    def _receive(self) -> None:
-        while (message := self.socket.receive()) is not None:
-            for again in self._conversation.heard(message, self._thread.now()):
-                self.socket.send(again)
-        self._take_replies()
-
-    def _poll(self) -> None:
-        """Check for overdue requests as often as `GatewayConnection` does."""
-        for message in self._conversation.check(self._thread.now()):
-            self.socket.send(message)
-        self._take_replies()
-        self._thread.after(SILENCE_S / 2, self._poll)
-
-    def _take_replies(self) -> None:
-        for exchange, number in self._open:
-            reply = exchange.reply
-            if isinstance(reply, Answer):
-                self.answered[reply.status] += 1
-                if reply.status == Status.OK:
-                    version, found = ROW.unpack_from(reply.payloads[0])
-                    is_right = (version, found) == (int(reply.version), number)
-                    require(is_right, f"{self.name} has a wrong answer to {number}")
-        self._open = [each for each in self._open if each[0].reply is None]
-
-
 class PoolCluster:
-    """A pool of the models ``names``, whose gateway has ``children`` as workers, and its clients.
+    """A pool of the models ``names``, whose gateway has ``children`` as workers.
 
     A batch of ``rows`` takes ``base_s + row_s * rows``, varied at random by a share of ``spread``,
     and slowly, within seconds, by a share of ``drift``, as on a machine with other load.
@@ -113,7 +51,6 @@ class PoolCluster:
         settings: PoolSettings,
         names: tuple[str, ...] = ("net",),
         children: int = 2,
-        clients: int = 0,
         faults: NetworkFaults = NO_FAULTS,
         trace_length: int | None = 40,
         base_s: float = 0.004,
@@ -136,7 +73,6 @@ class PoolCluster:
         self._times = base_s, row_s, spread, drift
         self._process_ids, self._numbers = count(1), count(1)
         self._begin_gateway()
-        self.clients = [VirtualClient(f"client {each}", self.network) for each in range(clients)]
         for _ in range(children):
             self.add_worker(is_child=True)
 
@@ -150,18 +86,15 @@ class PoolCluster:
             lambda: self.stood_still_s,
             self._is_given_up,
         )
-        ports = (PolledSocket(self.network.listen(port), self.loop) for port in (WORKERS, CLIENTS))
-        workers, clients = (cast(Any, port) for port in ports)
-        ledger, turn = ClientLedger(1 << 30), TurnBudget(self.thread.now)
+        workers = cast(Any, PolledSocket(self.network.listen(WORKERS), self.loop))
+        ledger = ClientLedger(1 << 30)
         self.readers = VirtualModelReaders(
             self.schedule, lambda: self.random.uniform(0.02, 0.3), self._read, self._has_read
         )
         self.gateway = Gateway(
             cast(Pool, self.pool), workers, self._kill, self.readers.execute, self.thread, ledger
         )
-        self.desk = ClientDesk(self.gateway, clients, b"gateway", ledger, turn=turn)
         self.gateway.start(cast(Any, self.loop))
-        self.desk.start(cast(Any, self.loop))
 
     # The processes around the gateway.
 
@@ -302,14 +235,13 @@ class PoolCluster:
     def require_rest(self) -> None:
         """Check that every request is answered and that nothing is left over."""
         now = self.schedule.now_s
-        waiting = self.pool.open_requests + sum(each.open_requests for each in self.clients)
+        waiting = self.pool.open_requests
         require(not waiting, f"{waiting} requests were never answered")
         status = self.pool.status(now)
         left = status["queue"]["requests"], self.pool.pending
         require(left == (0, 0), f"{left} queued and pending requests are left of none")
-        asked = sum(len(peer.futures) for peer in self.desk._peers.values())
-        futures = len(self.gateway._futures), asked
-        require(futures == (0, 0), f"{futures} futures are left of what was asked")
+        futures = len(self.gateway._futures)
+        require(not futures, f"{futures} futures are left of what was asked")
         require(len(status["workers"]) == len(self.workers), "not every worker is in the pool")
         for model in status["models"]:
             ends = sum(model[end] for end in ENDS if end not in ("admitted", "refused"))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 
-from dist_net.serving.pool.requests import PoolSettings, Status
+from dist_net.serving.pool.requests import PoolSettings
 from simulation.failures import SimulationFailedError, require
 from simulation.network import NO_FAULTS, NetworkFaults
 from simulation.pool_cluster import PoolCluster
@@ -29,7 +29,7 @@ class TroubledPool:
         self.seed = seed
         names = ("net", "other")[: 1 + seed % 2]
         faults = NETWORK if seed % 3 == 0 else NO_FAULTS
-        self.cluster = PoolCluster(seed, SETTINGS, names, 2, seed % 3, faults, trace_length)
+        self.cluster = PoolCluster(seed, SETTINGS, names, 2, faults, trace_length)
         self.schedule = self.cluster.schedule
         self.happened: Counter[str] = Counter()
         self._random = self.cluster.random
@@ -70,16 +70,13 @@ class TroubledPool:
                 cluster.schedule.run(cluster.schedule.now_s + ANSWERED_S)
             for _ in range(AT_ONCE):
                 cluster.ask(model, PATIENT_S)
-                for client in cluster.clients:
-                    client.ask(cluster.request(model, PATIENT_S))
             cluster.schedule.run(cluster.schedule.now_s + AT_ONCE * ANSWERED_S)
-        asked = len(cluster.names) * (IN_ROW + AT_ONCE * (1 + len(cluster.clients)))
+        asked = len(cluster.names) * (IN_ROW + AT_ONCE)
         missed = asked - (self._answered() - already)
         require(not missed, f"{missed} of {asked} requests are not answered at once")
 
     def _answered(self) -> int:
-        clients = sum(each.answered[Status.OK] for each in self.cluster.clients)
-        return self.cluster.answers["OK"] + clients
+        return self.cluster.answers["OK"]
 
     def _every(self, pause_s: float, event: "Trouble") -> None:
         """Repeat a fault at random intervals with this mean."""
@@ -117,16 +114,11 @@ class TroubledPool:
         random, name = self._random, self._name()
         timeout_s = float(random.choice([0.05, 0.5, 5.0]))
         rows, names_version = int(random.integers(1, 4)), random.random() < 0.3
-        clients = self.cluster.clients
-        if clients and random.random() < 0.5:
-            client = clients[random.integers(len(clients))]
-            client.ask(self.cluster.request(name, timeout_s, rows, names_version))
-        else:
-            gone_s = self._seconds(0.001, 0.5) if random.random() < 0.1 else None
-            visitor = f"visitor {random.integers(3)}"
-            self.cluster.ask(
-                name, timeout_s, rows, names_version, cancelled_after_s=gone_s, client=visitor
-            )
+        gone_s = self._seconds(0.001, 0.5) if random.random() < 0.1 else None
+        visitor = f"visitor {random.integers(3)}"
+        self.cluster.ask(
+            name, timeout_s, rows, names_version, cancelled_after_s=gone_s, client=visitor
+        )
 
     def ask_much_at_once(self) -> None:
         for _ in range(self._random.integers(20, 60)):
@@ -175,10 +167,6 @@ class TroubledPool:
         if (worker := self._worker()) is not None:
             worker.lose_connection()
 
-    def cut_client_off(self) -> None:
-        for client in self.cluster.clients:
-            client.socket.vanish()
-
     def cut_host_off(self) -> None:
         worker = self._worker()
         if worker is not None and not worker.is_child:
@@ -215,7 +203,6 @@ TROUBLES: tuple[Trouble, ...] = (
     TroubledPool.let_worker_join,
     TroubledPool.let_worker_leave,
     TroubledPool.cut_connection,
-    TroubledPool.cut_client_off,
     TroubledPool.cut_host_off,
     TroubledPool.kill_readers,
     TroubledPool.stall_gateway,

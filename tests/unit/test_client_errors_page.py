@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 
 from dist_net import errors
-from dist_net.serving.client.client import ERRORS
+from dist_net.serving.client.gateway_connection import error_of
 
 replies = pytest.importorskip("dist_net.serving.http.replies", reason="needs the extra `web`")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 ROWS = re.findall(r"^\| (`\w+Error`[^|]*)\| *(\d*) *\|", PAGE.read_text(), re.MULTILINE)
-CODES = {name: code for names, code in ROWS for name in re.findall(r"`(\w+)`", names)}
+CODES = {re.findall(r"`(\w+)`", names)[0]: int(code) for names, code in ROWS if code}
 
 
-def test_the_table_names_every_error_of_a_reply() -> None:
-    kinds = {kind.__name__ for kind in ERRORS.values()}
-    assert kinds | {"PoolUnavailableError", "NoAnswerError", "ProtocolError"} <= CODES.keys()
-    assert all(hasattr(errors, name) for name in CODES)
+def test_a_client_raises_the_error_of_each_code_in_the_table() -> None:
+    for name, code in CODES.items():
+        raised = error_of(code, b'{"error": "because"}')
+        assert (type(raised).__name__, str(raised)) == (name, "because")
 
 
-def test_the_codes_are_those_of_http() -> None:
-    by_error = {kind.__name__: str(replies.CODE_OF_STATUS[each]) for each, kind in ERRORS.items()}
-    by_error["PoolUnavailableError"] = str(replies.code_of_error(errors.PoolUnavailableError("")))
-    for kind in (errors.RequestTooLargeError, errors.QuotaExceededError):  # raised before a reply
-        by_error[kind.__name__] = str(replies.code_of_error(kind("")))
-    assert {name: code for name, code in CODES.items() if code} == {
-        name: code for name, code in by_error.items() if name != "RequestCancelledError"
-    }
+def test_the_table_has_every_code_of_a_result_and_of_an_error() -> None:
+    sent = {*replies.CODE_OF_STATUS.values(), *(code for _, code in replies.CODE_OF_ERROR), 401}
+    assert sent - {200} == set(CODES.values())
+
+
+def test_every_error_in_the_table_exists() -> None:
+    names = [name for names, _ in ROWS for name in re.findall(r"`(\w+)`", names)]
+    assert all(hasattr(errors, name) for name in names)

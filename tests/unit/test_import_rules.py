@@ -104,6 +104,7 @@ COMPUTING = {
 # Other people's packages. Some are of an extra, and belong to the folders or modules of a name:
 # those that cannot do without are imported by others in functions only.
 CORE = {"numpy", "zmq", "msgpack", "PIL", "safetensors", "rich", "platformdirs", "threadpoolctl"}
+OF_CLIENTS = {"urllib3"}
 NEEDS_AN_EXTRA = {
     "compiled": "numba llvmlite",
     "pytorch": "torch",
@@ -234,6 +235,8 @@ def foreign_packages(module: str) -> set[str]:
             found = {"numpy", "threadpoolctl"}  # which says what BLAS does well
         case "wire":
             found = CORE
+        case "serving" if module.startswith("dist_net.serving.client."):
+            found = CORE - {"zmq"} | OF_CLIENTS
         case _:
             found = CORE - {"zmq"}
     return found.union(*(EXTRAS.get(part, ()) for part in module.split(".")))

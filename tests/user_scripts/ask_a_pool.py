@@ -4,7 +4,7 @@ from dist_net import Client, fit_image
 from dist_net.errors import DistNetError
 from dist_net.images import load_image
 
-with Client("tcp://127.0.0.1:8001") as client:
+with Client("http://127.0.0.1:8000") as client:
     try:
         for prediction in client.classify("clothes", "boot.png", top=2):
             print(prediction.label, prediction.probability)

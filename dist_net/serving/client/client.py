@@ -1,6 +1,6 @@
-"""``Client``: sends requests to the inference pool from Python, over ZeroMQ.
+"""``Client``: sends requests to the inference pool from Python, over HTTP.
 
-with Client("tcp://127.0.0.1:5600") as client:
+with Client("http://127.0.0.1:8000") as client:
     print(client.classify("darknet53", "dog.jpg"))
     outputs = client.predict("digits", images)
     pending = [client.submit("digits", image) for image in images]
@@ -8,16 +8,20 @@ with Client("tcp://127.0.0.1:5600") as client:
 """
 
 import json
-import secrets
+import re
+import struct
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, suppress
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,66 +35,39 @@ from dist_net.errors import (
     ModelNotServedError,
     NoAnswerError,
     PoolUnavailableError,
-    ProtocolError,
     ReloadError,
     RequestCancelledError,
     RequestExpiredError,
-    RequestFailedError,
     RequestTooLargeError,
     ShapeError,
 )
 from dist_net.images.labels import Prediction, is_unknown, top_predictions
-from dist_net.nets.tensor_specs import Inputs, Tensors, fitting_inputs, from_bytes, to_bytes
-from dist_net.serving.client.conversation import (
-    SILENCE_S,
-    ClientRequest,
-    Conversation,
+from dist_net.nets.tensor_specs import Inputs, Tensors, TensorSpec, fitting_inputs
+from dist_net.serving.client.gateway_connection import (
     Deadline,
     Exchange,
-    GatewayReply,
+    GatewayConnection,
+    HttpAnswer,
+    unexpected,
 )
-from dist_net.serving.pool.description import ModelSummary, VersionSummary, known, summary_from_json
-from dist_net.serving.pool.requests import Status
-from dist_net.spelling import suggestion
-from dist_net.wire.messages import Refuse
-from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
-from dist_net.wire.serving_messages import (
-    MAX_REQUEST_BYTES,
-    Answer,
-    Ask,
-    ClientMessage,
-    Describe,
-    Description,
-    OperatorMessage,
-    Reload,
-    Reloaded,
-    Unload,
-)
-from dist_net.wire.transport import ClientSocket
+from dist_net.serving.pool.description import ModelSummary, VersionSummary, summary_from_json
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 
 ImageInput = str | Path | bytes | NDArray[np.uint8]
 """The path of an image, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
-MAX_OPEN = 256
-"""The maximum number of open requests; a further request waits."""
+MAX_OPEN = 128
+"""The maximum number of open requests of ``submit``, each on a connection; a further one waits."""
+
+MAX_TENSORS_BYTES = MAX_REQUEST_BYTES - (1 << 16)
+"""The maximum size of the tensors or the image of a request; the rest is for their description."""
 
 PARTS_OPEN = 16
 """The maximum number of open requests for one prediction of many rows."""
 
-HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
-POLL_S = SILENCE_S / 2
-SLICE_S = 0.005
-"""The longest time that a message of another thread waits for the thread that receives."""
-
-ERRORS: dict[int, Callable[[str], DistNetError]] = {
-    Status.BAD_INPUT: BadRequestError,
-    Status.NOT_FOUND: ModelNotServedError,
-    Status.EXPIRED: RequestExpiredError,
-    Status.FAILED: RequestFailedError,
-    Status.CANCELLED: RequestCancelledError,
-}
-
-ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
+_JSON_LENGTH = "inference-header-content-length"
+_TIMES = re.compile(r"(\w+);dur=([0-9.e+-]+)")  # of the header Server-Timing, in milliseconds
+_BYTES_LENGTH = struct.Struct("<I")  # before an element of BYTES
 
 
 @dataclass(frozen=True)
@@ -131,15 +108,50 @@ class Outputs:
         return is_unknown(self.likeliest(1, row), self.unknown_below)
 
 
-@dataclass(slots=True, eq=False, repr=False)
+class Question(NamedTuple):
+    """A request for the outputs of a model: its inputs, or an image, as the protocol sends them.
+
+    ``rows`` is None for an input without that axis. ``version`` None selects the newest.
+    """
+
+    model: str
+    version: int | None
+    inputs: list[dict[str, Any]]
+    payloads: list[bytes]
+    rows: int | None
+    is_batched: bool
+
+    def body(self, timeout_s: float) -> tuple[bytes, int]:
+        """Return the body, and the length of the JSON in it."""
+        parameters = {"binary_data_output": True, "timeout": max(1, round(timeout_s * 1e6))}
+        text = json.dumps({"inputs": self.inputs, "parameters": parameters}).encode()
+        return b"".join((text, *self.payloads)), len(text)
+
+    def require_size(self) -> None:
+        """Raise RequestTooLargeError for a request that a gateway would refuse."""
+        size_bytes = sum(map(len, self.payloads))
+        if size_bytes > MAX_TENSORS_BYTES:
+            raise RequestTooLargeError(
+                f"a request of {size_bytes:,} bytes for model {self.model!r}; expected at most "
+                f"{MAX_TENSORS_BYTES:,}. Send fewer rows, or a smaller image"
+            )
+
+    @property
+    def path(self) -> str:
+        version = "" if self.version is None else f"/versions/{self.version}"
+        return f"{_path(self.model)}{version}/infer"
+
+
+def _path(model: str, prefix: str = "/v2/models") -> str:
+    return f"{prefix}/{quote(model, safe='')}"
+
+
 class Pending:
     """A request whose result is pending."""
 
-    _connection: "GatewayConnection"
-    _exchange: Exchange
-    _rows: int | None  # None for an input without that axis
-    _known: VersionSummary
-    _is_outdated: Callable[[], None]  # called if the answer shows that the model has changed
+    def __init__(self, future: Future[Outputs], exchange: Exchange) -> None:
+        self._future = future
+        self._exchange = exchange
 
     def result(self) -> Outputs:
         """Wait for the answer; may be called again.
@@ -148,66 +160,64 @@ class Pending:
         RequestFailedError, RequestCancelledError, and NoAnswerError if the gateway is silent.
         """
         try:
-            answer = self._connection.reply_to(self._exchange, Answer)
-        except BadRequestError:
-            self._is_outdated()
-            raise
-        try:
-            specs, is_batched = self._known.outputs, self._known.is_batched
-            labels, unknown_below = self._known.labels, self._known.unknown_below
-            has_classes = self._known.has_classes
-            if len(answer.payloads) > 1:
-                others = [json.loads(bytes(each)) for each in answer.payloads[1:]]
-                labels = tuple(map(str, others[0]))
-                unknown_below = float(others[1]) if len(others) > 1 else 0.0
-                has_classes = bool(labels)
-                specs = (specs[0]._replace(shape=(len(labels),)),)
-                self._is_outdated()
-            tensors = from_bytes(answer.payloads[0], specs, is_batched)
-            if is_batched and self._rows is None:
-                tensors = {name: array[0] for name, array in tensors.items()}
-            version, times = int(answer.version), (answer.queue_s, answer.compute_s)
-            return Outputs(tensors, version, *times, labels, unknown_below, has_classes)
-        except (ValueError, IndexError, TypeError, RecursionError) as error:
-            raise unexpected(answer) from error
+            return self._future.result()
+        except CancelledError:
+            raise RequestCancelledError("cancelled: it has no result") from None
 
     def cancel(self) -> None:
         """Cancel the request: it does not run if it is still queued. A received answer stays."""
-        self._connection.cancel(self._exchange)
+        if not self._future.cancel():
+            self._exchange.cancel()
 
 
 class Client(AbstractContextManager["Client"]):
     """Connected to a pool's gateway. Threads may share it; no call waits for another's.
 
-    ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
-    keys. Calls without ``timeout_s`` use the constructor's. The client reconnects after a loss, and
-    sends open requests again after a restart of the gateway. It starts no threads: all work happens
-    inside calls. Raise AddressError, KeyFileError and InsecureAddressError.
+    ``dist-net serve`` prints ``address`` as ``http=``; its ``--token-file`` contains ``token``.
+    ``certificates``: a PEM file with the authorities of an https address, by default the system's.
+    Calls without ``timeout_s`` use the constructor's. A call waits for a gateway that restarts; a
+    request that was sent is not sent again. Only ``submit`` and long predictions start threads.
+    Raise AddressError and KeyFileError.
     """
 
     def __init__(
-        self, address: str, keys: str | Path | None = None, timeout_s: float = 10.0
+        self,
+        address: str,
+        token: str | None = None,
+        timeout_s: float = 10.0,
+        certificates: str | Path | None = None,
     ) -> None:
-        worker_keys = load_peer_keys(Path(keys), CLIENT) if keys is not None else None
-        self._connection = GatewayConnection(address, worker_keys)
+        authorities = None if certificates is None else Path(certificates)
+        self._connection = GatewayConnection(address, token, authorities, MAX_OPEN)
         self._timeout_s = timeout_s
         self._summaries: dict[str, ModelSummary] = {}
+        self._threads = ThreadPoolExecutor(MAX_OPEN, "dist-net-client")
+        self._room = threading.BoundedSemaphore(MAX_OPEN)
+        self._open: dict[Pending, None] = {}
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Cancel open requests and close, after a short wait for messages to leave."""
+        """Cancel open requests and close."""
+        for pending in list(self._open):
+            pending.cancel()
+        self._threads.shutdown()
         self._connection.close()
 
     def models(self) -> list[ModelSummary]:
-        """Return the served models. Raise NoAnswerError or RequestExpiredError."""
+        """Return the served models. Raise NoAnswerError."""
         deadline = self._deadline(None)
-        names, _ = self._described(self._describe("", deadline))
-        asked = [self._describe(name, deadline) for name in names]
-        found = [summary for _, summary in map(self._described, asked) if summary is not None]
+        found = [self._described(name, deadline) for name in self._names(deadline)]
         self._summaries = {summary.name: summary for summary in found}
         return found
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the pool: its workers, its queue, its models."""
+        answer = self._connection.send("GET", "/pool", Exchange(self._deadline(None))).json()
+        if not isinstance(answer, dict):
+            raise unexpected(repr(answer).encode())
+        return answer
 
     def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
         """Return the output, or a dict of several; of classes, probabilities. See ``infer``."""
@@ -229,10 +239,15 @@ class Client(AbstractContextManager["Client"]):
         ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
         """
         deadline = self._deadline(timeout_s)
-        tensors, rows, _ = self._fitting(model, version, inputs, deadline)
+        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
         size = self._summaries[model].max_batch_size
+        if rows:
+            row_bytes = sum(array.nbytes for array in tensors.values()) // rows
+            size = max(1, min(size, MAX_TENSORS_BYTES // max(1, row_bytes)))
         if rows is None or rows <= size:
-            return self._submit_inputs(model, inputs, version, deadline).result()
+            question = self._question(model, tensors, rows, version, summary)
+            question.require_size()
+            return self._ask(question, Exchange(deadline))
         if version is None:
             self._summaries.pop(model, None)  # its newest version may have been replaced long ago
             version = self._summary(model, None, deadline).version
@@ -270,7 +285,9 @@ class Client(AbstractContextManager["Client"]):
         those of a model that does not compute rows. ``version`` None selects the newest. Raise
         ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
-        return self._submit_inputs(model, inputs, version, self._deadline(timeout_s))
+        deadline = self._deadline(timeout_s)
+        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
+        return self._submit(self._question(model, tensors, rows, version, summary), deadline)
 
     def submit_image(
         self,
@@ -280,69 +297,102 @@ class Client(AbstractContextManager["Client"]):
         timeout_s: float | None = None,
     ) -> Pending:
         """Send an image like ``submit``, for a worker to decode. Also raise ImageError."""
-        payload, deadline = encoded(image), self._deadline(timeout_s)
+        content, deadline = encoded(image), self._deadline(timeout_s)
         summary = self._summary(model, version, deadline)
-        return self._submit(model, summary, payload, True, None, version, deadline)
+        payload = _BYTES_LENGTH.pack(len(content)) + content
+        spec = summary.inputs[0]._replace(datatype="BYTES")
+        inputs = [_input(spec, (1,), payload)]
+        return self._submit(Question(model, version, inputs, [payload], None, True), deadline)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Read a model again; return its version. Raise ReloadError; then the old one stays."""
-        return self._reload(Reload(self._connection.next_id(), model), timeout_s)
+        return int(self._ruled(model, "load", timeout_s)["version"])
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
         """Stop serving a model until it is reloaded. Raise ReloadError."""
-        self._reload(Unload(self._connection.next_id(), model), timeout_s)
+        self._ruled(model, "unload", timeout_s)
 
-    def _reload(self, request: Reload | Unload, timeout_s: float | None) -> int:
-        exchange = self._connection.send(request, self._deadline(timeout_s))
-        reloaded = self._connection.reply_to(exchange, Reloaded)
-        if reloaded.reason:
-            raise ReloadError(reloaded.reason)
-        self._summaries.pop(request.model, None)
-        return int(reloaded.version or 0)
+    def _ruled(self, model: str, action: str, timeout_s: float | None) -> Any:
+        path = f"{_path(model, '/v2/repository/models')}/{action}"
+        exchange = Exchange(self._deadline(timeout_s))
+        try:
+            answer = self._connection.send("POST", path, exchange).json()
+        except NoAnswerError:  # nor access
+            raise
+        except DistNetError as error:
+            raise ReloadError(str(error)) from error
+        self._summaries.pop(model, None)
+        return answer
 
-    def _submit_inputs(
-        self, model: str, inputs: Inputs, version: int | None, deadline: Deadline
-    ) -> Pending:
-        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
-        payload = bytes(to_bytes(tensors, summary.inputs, summary.is_batched))
-        return self._submit(model, summary, payload, False, rows, version, deadline)
-
-    def _submit(
+    def _question(
         self,
         model: str,
-        summary: VersionSummary,
-        payload: bytes,
-        is_image: bool,
+        tensors: Tensors,
         rows: int | None,
         version: int | None,
-        deadline: Deadline,
-    ) -> Pending:
-        if len(payload) > MAX_REQUEST_BYTES:
-            raise RequestTooLargeError(
-                f"a request of {len(payload):,} bytes for model {model!r}; expected at most "
-                f"{MAX_REQUEST_BYTES:,}. Send fewer rows, or a smaller image"
+        summary: VersionSummary,
+    ) -> Question:
+        arrays = [np.ascontiguousarray(tensors[of.name], of.dtype) for of in summary.inputs]
+        payloads = [array.tobytes() for array in arrays]
+        shapes = [tensors[of.name].shape for of in summary.inputs]
+        inputs = list(map(_input, summary.inputs, shapes, payloads))
+        return Question(model, version, inputs, payloads, rows, summary.is_batched)
+
+    def _submit(self, question: Question, deadline: Deadline) -> Pending:
+        """Send a request from a thread; wait only while ``MAX_OPEN`` others have no answer."""
+        question.require_size()
+        if not self._room.acquire(timeout=max(0.0, deadline.left_s)):
+            raise RequestExpiredError(
+                f"{MAX_OPEN} requests of this client are open and none was answered in time; "
+                f"allow more time"
             )
-        named = "" if version is None else str(version)
-        request_id, payloads = self._connection.next_id(), (payload, known(summary))
-        request = Ask(request_id, model, named, is_image, deadline.timeout_s, payloads)
-        exchange = self._connection.send(request, deadline)
-        return Pending(self._connection, exchange, rows, summary, self._summaries.clear)
+        exchange = Exchange(deadline)
+        pending = Pending(self._threads.submit(self._ask, question, exchange), exchange)
+        self._open[pending] = None
+        pending._future.add_done_callback(partial(self._ended, pending))
+        return pending
+
+    def _ended(self, pending: Pending, _: Future[Outputs]) -> None:
+        self._open.pop(pending, None)
+        self._room.release()
+
+    def _ask(self, question: Question, exchange: Exchange) -> Outputs:
+        """Send a request and return the outputs, with the classes of the version that answered."""
+        body, json_bytes = question.body(exchange.deadline.left_s)
+        headers = {_JSON_LENGTH: str(json_bytes)}
+        try:
+            answer = self._connection.send("POST", question.path, exchange, body, headers)
+        except BadRequestError:
+            self._summaries.clear()  # the model may have changed
+            raise
+        version, tensors = _tensors(answer)
+        known = self._summary_of(question.model, version, exchange.deadline)
+        if question.is_batched and question.rows is None:
+            tensors = {name: array[0] for name, array in tensors.items()}
+        times = dict(_TIMES.findall(answer.headers.get("server-timing", "")))
+        queue_s, compute_s = (float(times.get(name, 0)) / 1e3 for name in ("queue", "compute"))
+        classes = known.labels, known.unknown_below, known.has_classes
+        return Outputs(tensors, version, queue_s, compute_s, *classes)
+
+    def _summary_of(self, model: str, version: int, deadline: Deadline) -> VersionSummary:
+        """Return the summary of a version that has answered."""
+        summary = self._summaries.get(model)
+        found = None if summary is None else summary.of_version(version)
+        return found or self._summary(model, version, deadline)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s, time.monotonic())
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
 
-    def _describe(self, model: str, deadline: Deadline) -> Exchange:
-        return self._connection.send(Describe(self._connection.next_id(), model), deadline)
-
-    def _described(self, exchange: Exchange) -> tuple[list[str], ModelSummary | None]:
-        """Return the names of the models, and the summary of the model of a ``Describe``."""
-        description = self._connection.reply_to(exchange, Description)
-        text, *summary = map(bytes, description.payloads or (b"[]",))
+    def _names(self, deadline: Deadline) -> list[str]:
+        models = self._connection.send("GET", "/v1/models", Exchange(deadline)).json()
         try:
-            names = [str(name) for name in json.loads(text)]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
-        return names, summary_from_json(*summary) if summary else None
+            return [str(each["name"]) for each in models]
+        except (TypeError, KeyError) as error:
+            raise unexpected(repr(models).encode()) from error
+
+    def _described(self, model: str, deadline: Deadline) -> ModelSummary:
+        path = _path(model, "/v1/models")
+        return summary_from_json(self._connection.send("GET", path, Exchange(deadline)).body)
 
     def _fitting(
         self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
@@ -361,10 +411,7 @@ class Client(AbstractContextManager["Client"]):
         summary = self._summaries.get(model)
         is_known = version is None or (summary is not None and summary.of_version(version))
         if summary is None or not summary.inputs or not is_known:
-            names, summary = self._described(self._describe(model, deadline))
-            if summary is None:
-                raise ModelNotServedError(f"no model {model!r}; {suggestion(model, names)}")
-            self._summaries[model] = summary
+            summary = self._summaries[model] = self._described(model, deadline)
         if summary.is_unloaded:
             raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
         if not summary.inputs:
@@ -400,127 +447,24 @@ def encoded(image: ImageInput) -> bytes:
     return file.getvalue()
 
 
-class GatewayConnection:
-    """Reconnects after a loss. Threads may share it: one of those that wait receives for all.
-
-    The receiving thread holds no lock during the wait. The others leave their messages to it in
-    ``_unsent``, as two threads must not use a ZeroMQ socket at once; it looks every ``SLICE_S``.
-    Raise AddressError, and InsecureAddressError for an address beyond loopback without keys.
-    """
-
-    def __init__(self, address: str, keys: PeerKeys | None) -> None:
-        self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
-        self._address = address
-        self._conversation = Conversation(first_id=secrets.randbits(62))
-        self.next_id = self._conversation.next_id
-        self._changed = threading.Condition()
-        self._is_receiving = False
-        self._unsent: deque[ClientMessage | OperatorMessage] = deque()
-        self._checked_s = time.monotonic()
-        self._socket.send(self._conversation.ping(self._checked_s))
-
-    def close(self) -> None:
-        """Cancel open requests and close, after a short wait for messages to leave."""
-        with self._changed:
-            self._unsent.extend(self._conversation.cancel_all())
-            self._changed.wait_for(lambda: not self._is_receiving)
-            with closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
-                self._send_unsent()
-
-    def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
-        """Send a request; wait only while ``MAX_OPEN`` others have no reply.
-
-        Raise RequestExpiredError at the deadline, and NoAnswerError if the socket's queue is full.
-        """
-        with self._changed:
-            if len(self._conversation) >= MAX_OPEN:
-                self._receive_until(lambda: len(self._conversation) < MAX_OPEN, deadline)
-            exchange = self._conversation.open(request, deadline)
-            self._send(request)
-            return exchange
-
-    def cancel(self, exchange: Exchange) -> None:
-        """Cancel a request, unless it has its reply."""
-        with self._changed:
-            if exchange.reply is None:
-                self._send(self._conversation.cancel(exchange))
-                self._changed.notify_all()
-
-    def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
-        """Await the reply. Raise an ``Answer``'s error, NoAnswerError or ProtocolError."""
-        if exchange.reply is None:
-            with self._changed:
-                self._receive_until(lambda: exchange.reply is not None)
-        reply = exchange.reply
-        if isinstance(reply, Answer) and reply.status != Status.OK:
-            raise self._error(reply, exchange)
-        if not isinstance(reply, kind):
-            raise unexpected(reply)
-        return reply
-
-    def _receive_until(self, is_done: Callable[[], bool], deadline: Deadline | None = None) -> None:
-        """Wait until ``is_done``; raise RequestExpiredError at the deadline. Holds the lock."""
-        while not is_done():
-            left_s = POLL_S if deadline is None else deadline.at_s - time.monotonic()
-            if left_s <= 0:
-                raise RequestExpiredError(
-                    f"{MAX_OPEN} requests of this client are open and none was answered in time; "
-                    f"allow more time"
-                )
-            if self._is_receiving:
-                self._changed.wait(min(left_s, POLL_S))
-            else:
-                self._receive(min(left_s, SLICE_S))
-
-    def _receive(self, timeout_s: float) -> None:
-        """Process what arrives within the timeout, without the lock during the wait."""
-        self._is_receiving = True
-        self._changed.release()
-        try:
-            message = self._socket.receive(timeout_s)
-        finally:
-            self._changed.acquire()
-            self._is_receiving = False
-            self._changed.notify_all()
-        now = time.monotonic()
-        if isinstance(message, Refuse):
-            raise ProtocolError(f"the gateway at {self._address} refused: {message.reason}")
-        if message is not None:
-            self._unsent.extend(self._conversation.heard(message, now))
-        if now >= self._checked_s + SLICE_S and not self._socket.has_message():
-            self._checked_s = now
-            self._unsent.extend(self._conversation.check(now))
-        if self._unsent:
-            self._send_unsent()
-
-    def _send(self, message: ClientMessage | OperatorMessage) -> None:
-        if self._is_receiving:
-            self._unsent.append(message)
-        else:
-            self._socket.send(message)
-
-    def _send_unsent(self) -> None:
-        while self._unsent:
-            self._socket.send(self._unsent.popleft())
-
-    def _error(self, answer: Answer, exchange: Exchange) -> DistNetError:
-        if answer.status == Status.UNAVAILABLE:
-            return PoolUnavailableError(answer.reason, answer.retry_after_s)
-        if answer.status == Status.EXPIRED and not answer.reason:  # given up on this side
-            if self._conversation.heard_s < time.monotonic() - 2 * SILENCE_S:
-                return self._socket.no_answer(exchange.deadline.timeout_s)
-            return RequestExpiredError(
-                f"no answer within {exchange.deadline.timeout_s:g} s, though the gateway is there: "
-                f"allow more time, or add workers"
-            )
-        if answer.status not in ERRORS:
-            return unexpected(answer)
-        return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
+def _input(spec: TensorSpec, shape: Sequence[int], payload: bytes) -> dict[str, Any]:
+    size = {"binary_data_size": len(payload)}
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "parameters": size}
 
 
-def unexpected(reply: GatewayReply | None) -> ProtocolError:
-    """Return the error for a reply that does not fit its request."""
-    return ProtocolError(
-        f"the gateway's reply does not fit the request: {str(reply)[:200]}; install the same "
-        f"release of dist-net on both hosts"
-    )
+def _tensors(answer: HttpAnswer) -> tuple[int, Tensors]:
+    """Return the version that answered, and its outputs, read-only. Raise ProtocolError."""
+    try:
+        end = int(answer.headers[_JSON_LENGTH])
+        content = json.loads(answer.body[:end])
+        sizes = [each["parameters"]["binary_data_size"] for each in content["outputs"]]
+        tensors = {}
+        for each, (start, stop) in zip(
+            content["outputs"], pairwise(accumulate(sizes, initial=end)), strict=True
+        ):
+            dtype = TensorSpec(each["name"], each["datatype"], ()).dtype
+            raw = memoryview(answer.body)[start:stop]
+            tensors[each["name"]] = np.frombuffer(raw, dtype).reshape(each["shape"], copy=False)
+        return int(content["model_version"]), tensors
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise unexpected(answer.body) from error

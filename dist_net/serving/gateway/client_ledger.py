@@ -88,11 +88,6 @@ class OpenRequest:
             self.is_in_flight = False
             self.share.account.in_flight -= 1
 
-    def leave(self) -> int:
-        """Return how many bytes it holds, for the caller to release once they are read."""
-        size_bytes, self.size_bytes = self.size_bytes, 0
-        return size_bytes
-
     def close(self) -> None:
         """Release all bytes: the answer was read, or the client has gone."""
         self.answered(0)
@@ -143,11 +138,6 @@ class ClientLedger:
             return True
         is_only = held_bytes == request.size_bytes
         return is_only and total_bytes <= self.max_request_bytes
-
-    def release(self, share: ClientShare, size_bytes: int) -> None:
-        """Release bytes of a request that has been left."""
-        share.held_bytes -= size_bytes
-        self.total_bytes -= size_bytes
 
     def _require_quota(self, account: Account, now: float) -> None:
         (rate, inflight), name, wait_s = account.quota, account.name, 0.0

@@ -85,7 +85,7 @@ class Gateway:
         self._timer.cancel()
         self._is_closed = True  # callbacks that are still queued must not touch the socket
 
-    # For interfaces: HTTP and the desk for ZeroMQ clients.
+    # For the HTTP server.
 
     def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
         """Return the future result; a refusal is set at once. Cancel it to cancel the request."""

@@ -39,7 +39,6 @@ class ServingOptions:
     pool: PoolSettings
     queue_mib: int
     http: str
-    listen: str
     listen_workers: str
     keys: Path | None
     training_keys: Path | None
@@ -164,16 +163,14 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
-    text = "address of the HTTP server, '' for none (default: %(default)s)"
+    text = "address of the HTTP server (default: %(default)s)"
     option("--http", default="127.0.0.1:8000", metavar="HOST:PORT", help=text)
-    text = "address for dist_net.Client (default: %(default)s)"
-    option("--listen", default="tcp://127.0.0.1:8001", metavar="ADDRESS", help=text)
     text = "listen for workers on other hosts, and print the command to run there"
     option("--listen-workers", default="", metavar="ADDRESS", help=text)
     add_invitation_arguments(group)
-    keys = "CURVE keys of this server, for clients and workers on other hosts"
+    keys = "CURVE keys of this server, for workers on other hosts"
     tokens = (
-        "tokens of HTTP clients, one per line: 'client TOKEN' or 'operator TOKEN'; read again "
+        "tokens of clients, one per line: 'client TOKEN' or 'operator TOKEN'; read again "
         "after a change; required to listen beyond this host, with or without TLS"
     )
     add_options(

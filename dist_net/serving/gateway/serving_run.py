@@ -2,7 +2,7 @@
 
     python -m dist_net.serving.gateway.serving_run [[NAME=]MODEL...] [--workers N] ...
 
-Prints ``READY http=URL zmq=ADDRESS`` once every model is ready; children log to files.
+Prints ``READY http=URL`` once every model is ready; children log to files.
 """
 
 import argparse
@@ -30,8 +30,7 @@ from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.release import release
-from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses, is_running
@@ -40,13 +39,11 @@ from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import (
     CLIENT,
-    OPERATOR,
     load_peer_keys,
     load_server_keys,
     make_keys,
     write_peer_keys,
 )
-from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 from dist_net.wire.transport import ServerSocket
 
 if TYPE_CHECKING:
@@ -57,7 +54,6 @@ logger = logging.getLogger("dist_net.serving.gateway.serving_run")
 POLL_S = 0.02
 RETIRE_S = 2.0  # for children to leave before they are killed
 MIN_BATCH_BYTES = 64 << 20  # that a worker may send, as the size of some outputs is unknown
-CLIENT_HIGH_WATER_MARK = 1024  # requests of a client in its socket
 
 
 class StopSignals:
@@ -103,12 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class PoolPlaces(NamedTuple):
-    """Where a pool listens, for clients and for workers, and where its files are."""
+    """Where a pool listens for workers, and where its files are."""
 
     directory: Path
     logs: Path
     ray: RayCluster | None
-    clients: ServerSocket
     workers: ServerSocket
     worker_keys: Path | None
 
@@ -135,17 +130,11 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
             processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)
         ledger = ClientLedger(options.queue_bytes, options.quota)
         gateway = Gateway(pool, places.workers, processes.kill, processes.read, clock, ledger)
-        # If one interface needs credentials, processes of this host are clients at the other.
-        may_rule = options.keys is not None or options.token_file is None
-        turn = TurnBudget()
-        desk = ClientDesk(gateway, places.clients, secrets.token_bytes(16), ledger, may_rule, turn)
         with _naming("--http"):
-            http = _http(options, gateway, ledger, turn)
+            http = _http(options, gateway, ledger)
         _print_joining(options, places)
-        zmq = places.clients.contact_addresses[0]
-        said = f"{READY} {f'http={http.url} ' if http else ''}zmq={zmq}"
         try:
-            is_drained = await _run(options, gateway, desk, http, processes, stop, said)
+            is_drained = await _run(options, gateway, http, processes, stop)
         except ModelLoadError as error:
             error.args = (f"{error} (logs: {places.logs})",)
             raise
@@ -156,13 +145,7 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
 
 def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
     """Create the pool's directories, keys and sockets, which last as long as ``opened``."""
-    keys = load_server_keys(options.keys) if options.keys else None
     directory = opened.enter_context(temporary_directory())
-    # One incomplete request of the largest size, but not one of each connection.
-    unread_bytes = max(2 * MAX_REQUEST_BYTES, options.queue_bytes) // 2 + (2 << 20)
-    limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
-    with _naming("--listen"):
-        clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
     logs = open_logs(opened, LOGS, directory, options.log_directory)
     ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
     worker_keys = options.keys if ray is None else ray.key_directory
@@ -176,7 +159,7 @@ def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
         batch_bytes = max(MIN_BATCH_BYTES, options.queue_bytes)
         socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, batch_bytes)
         workers = opened.enter_context(socket)
-    return PoolPlaces(directory, logs, ray, clients, workers, worker_keys)
+    return PoolPlaces(directory, logs, ray, workers, worker_keys)
 
 
 def _print_joining(options: ServingOptions, places: PoolPlaces) -> None:
@@ -193,16 +176,13 @@ def _print_joining(options: ServingOptions, places: PoolPlaces) -> None:
 async def _run(
     options: ServingOptions,
     gateway: Gateway,
-    desk: ClientDesk,
-    http: "HttpServer | None",
+    http: "HttpServer",
     processes: PoolProcesses,
     stop: StopSignals,
-    said_when_ready: str,
 ) -> bool:
     """Start the processes, serve, and end them; return whether all requests were answered."""
     gateway.start(asyncio.get_running_loop())
-    desk.start(asyncio.get_running_loop())
-    serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
+    serving = asyncio.create_task(http.serve())
     try:
         supervising = processes.start(gateway.child_ended, gateway.pool.is_member, gateway.prepared)
         await _until_ready(gateway, stop, processes, options.workers)
@@ -210,20 +190,18 @@ async def _run(
         gc.freeze()  # these objects stay: garbage collections skip them
         if not stop.requested.is_set():
             print(_served(gateway, http), file=sys.stderr, flush=True)
-            print(said_when_ready, flush=True)
+            print(f"{READY} http={http.url}", flush=True)
         await stop.requested_or(serving, supervising)
         logger.info("draining")
         return await gateway.drain(options.grace, stop.is_urgent)
     finally:
         gateway.give_up("the gateway is being stopped")
         stop.requested.set()
-        if http is not None:
-            http.stop()
+        http.stop()
         await serving
         await asyncio.sleep(0)  # for the last answers to clients
         gateway.retire_workers()
         gateway.close()
-        desk.close()
         processes.close(RETIRE_S)
 
 
@@ -257,14 +235,13 @@ async def _until_ready(
         await asyncio.sleep(POLL_S)
 
 
-def _served(gateway: Gateway, http: "HttpServer | None") -> str:
+def _served(gateway: Gateway, http: "HttpServer") -> str:
     """Return the message about the served models and the page."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
         for name, model in gateway.models().items()
     )
-    page = f"; the page is {http.url}/" if http is not None else ""
-    return printable(f"serving {names}{page}")
+    return printable(f"serving {names}; the page is {http.url}/")
 
 
 def _pool_sources(
@@ -315,13 +292,9 @@ def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
     return ProcessSpec(name, module, arguments, cores=options.threads)
 
 
-def _http(
-    options: ServingOptions, gateway: Gateway, ledger: ClientLedger, turn: TurnBudget
-) -> "HttpServer | None":
-    """Return the HTTP server, or None without --http. Raise MissingExtraError."""
-    if not options.http:
-        return None
-    with importing("web", "HTTP, which --http '' turns off,"):
+def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "HttpServer":
+    """Return the HTTP server. Raise MissingExtraError."""
+    with importing("web", "dist-net serve"):
         from dist_net.serving.http.application import application
         from dist_net.serving.http.replies import Refusals
         from dist_net.serving.http.server import HttpServer
@@ -329,7 +302,6 @@ def _http(
     settings = HttpSettings(
         address=options.http,
         tokens=TokenFile(options.token_file) if options.token_file else None,
-        loopback_role=OPERATOR if options.keys is None else CLIENT,
         certificate=options.tls_certificate,
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
@@ -337,7 +309,7 @@ def _http(
         access_log=options.access_log,
     )
     app = application(gateway, settings, refusals=refusals, ledger=ledger)
-    return HttpServer(app, settings, refusals, turn)
+    return HttpServer(app, settings, refusals)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ Value = TypeVar("Value")
 HeaderValues = Mapping[bytes, bytes]
 
 _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-type", JSON_LENGTH)
-# The requests that ZeroMQ reserves for operators, and metrics, which name all models and workers.
+# Requests that change what is served, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
@@ -132,7 +132,7 @@ class Guard:
         """Return the sender's credential; its role is empty without a valid token."""
         host, _ = scope.get("client") or ("", 0)
         if self.settings.tokens is None:
-            return Credential(self.settings.loopback_role, host)
+            return Credential(OPERATOR, host)
         found = self.settings.tokens.credential(headers.get(b"authorization", b""))
         return found or Credential("", host)
 

@@ -21,8 +21,13 @@ from dist_net.serving.http.exchange import (
     version_number,
 )
 from dist_net.serving.http.open_inference import full_shape, json_object
-from dist_net.serving.http.replies import Json, result_reply
-from dist_net.serving.pool.description import ModelDescription, ServedModel, summary_of
+from dist_net.serving.http.replies import HttpReply, Json, result_reply
+from dist_net.serving.pool.description import (
+    ModelDescription,
+    ServedModel,
+    summary_of,
+    summary_to_json,
+)
 from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
 
@@ -62,6 +67,7 @@ class Models:
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_statistics),
             Route("/v1/models", self.models),
+            Route("/v1/models/{model}", self.summary),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -98,6 +104,11 @@ class Models:
             summary_of(each, self.max_batch_size) for each in self.gateway.models().values()
         ]
         return Json([{name: getattr(each, name) for name in _LISTED} for each in summaries])
+
+    async def summary(self, request: Request) -> HttpReply:
+        """Return a model's state and each version, with all labels, for ``dist_net.Client``."""
+        served = served_model(self.gateway, request.path_params["model"])
+        return HttpReply(summary_to_json(served, self.max_batch_size))
 
     async def model_ready(self, request: Request) -> Json:
         """Report whether a model is ready."""

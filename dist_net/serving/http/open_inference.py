@@ -34,7 +34,7 @@ from dist_net.serving.http.exchange import (
     description_of,
     version_number,
 )
-from dist_net.serving.http.replies import JSON_LENGTH, HttpReply, result_reply
+from dist_net.serving.http.replies import JSON_LENGTH, Header, HttpReply, result_reply
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 
@@ -93,8 +93,15 @@ class InferEndpoint:
         answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
         if json_bytes is None:
             return HttpReply(answer)
-        length = (JSON_LENGTH, b"%d" % json_bytes)
-        return HttpReply(answer, headers=[length], content_type=b"application/octet-stream")
+        headers = [(JSON_LENGTH, b"%d" % json_bytes), _server_timing(results)]
+        return HttpReply(answer, headers=headers, content_type=b"application/octet-stream")
+
+
+def _server_timing(results: Sequence[Result]) -> Header:
+    """Return the times of the slowest result at each stage, in milliseconds."""
+    queue_s = max(result.queue_s for result in results)
+    compute_s = max(result.compute_s for result in results)
+    return b"server-timing", b"queue;dur=%.3f, compute;dur=%.3f" % (queue_s * 1e3, compute_s * 1e3)
 
 
 def _first_failure(results: Sequence[Result]) -> Result | None:

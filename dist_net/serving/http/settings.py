@@ -15,6 +15,7 @@ from dist_net.errors import AddressError, InsecureAddressError, KeyFileError, Se
 from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
 from dist_net.wire.address import Address, listen_address
 from dist_net.wire.security import CLIENT, OPERATOR
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class TokenFile:
         # Compare with every token, in constant time, so that the time reveals nothing about them.
         found = [own for each, own in self._credentials.items() if hmac.compare_digest(each, token)]
         return found[0] if found and scheme.lower() == b"bearer" else None
+
+    def best_token(self) -> str:
+        """Return an operator's token, or else a client's, to send to a server."""
+        operators = [each for each, own in self._credentials.items() if own.role == OPERATOR]
+        return [*operators, *self._credentials][0].decode()
 
     def _refresh(self) -> None:
         """Read the file again, at most once a second; a pipe can be read only once."""
@@ -127,7 +133,7 @@ class HttpSettings:
 
     ``address``: HOST:PORT to listen on; with port 0 the system chooses one. With ``tokens``, every
     request must carry one; to listen beyond this host they are needed. Without, every process of
-    this host has the ``loopback_role``. ``certificate`` and ``private_key`` are PEM files for TLS.
+    this host is an operator. ``certificate`` and ``private_key`` are PEM files for TLS.
     ``max_batch_size`` is the pool's, for the models' configuration.
 
     A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
@@ -142,11 +148,10 @@ class HttpSettings:
 
     address: str = "127.0.0.1:8000"
     tokens: TokenFile | None = None
-    loopback_role: str = OPERATOR
     certificate: Path | None = None
     private_key: Path | None = None
     max_batch_size: int = 8
-    body_bytes: int = 16 * MIB
+    body_bytes: int = MAX_REQUEST_BYTES
     queue_bytes: int = 256 * MIB
     min_bytes_per_s: int = 8192
     body_timeout_s: float = 10.0

@@ -3,8 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache
-from hashlib import blake2b
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, Self
 
@@ -46,16 +45,6 @@ class VersionSummary:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of the first input."""
         return self.inputs[0].shape if self.inputs else ()
-
-    @cached_property
-    def interface_digest(self) -> bytes:
-        """Of the tensors of a request and its answer; an answer with labels describes itself."""
-        return _digest([self.inputs, () if self.labels else self.outputs, self.is_batched])
-
-    @cached_property
-    def classes_digest(self) -> bytes:
-        """Of the names of the classes, and the threshold of known classes."""
-        return _digest([self.labels, self.unknown_below])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,25 +183,6 @@ _NO_VERSION = VersionSummary(
 
 _STATE = ("name", "versions", "is_ready", "reason", "max_batch_size", "is_unloaded")
 
-DIGEST_BYTES = 8
-KNOWN_BYTES = 2 * DIGEST_BYTES
-
-
-def known(summary: VersionSummary) -> bytes:
-    """Return digests of a version's tensors and classes, which a client sends with a request."""
-    return summary.interface_digest + summary.classes_digest
-
-
-def _digest(content: object) -> bytes:
-    return blake2b(json.dumps(content).encode(), digest_size=DIGEST_BYTES).digest()
-
-
-@lru_cache
-def classes_to_json(labels: tuple[str, ...], unknown_below: float) -> tuple[bytes, ...]:
-    """Return the JSON of the names of the classes, and that of the threshold if there is one."""
-    content = (labels, unknown_below) if unknown_below else (labels,)
-    return tuple(json.dumps(each).encode() for each in content)
-
 
 def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
     """Return the summary of a model, without ``others``."""
@@ -232,25 +202,26 @@ def _summary_of(version: VersionSummary) -> dict[str, Any]:
     return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 
-def summary_to_json(model: ServedModel, max_batch_size: int) -> list[bytes]:
-    """Return the JSON of a model's state, then that of each version once, newest first."""
+def summary_to_json(model: ServedModel, max_batch_size: int) -> bytes:
+    """Return the JSON of a model's state, and of each version once, newest first."""
     summary = summary_of(model, max_batch_size)
-    state = {name: getattr(summary, name) for name in _STATE}
+    state = json.dumps({name: getattr(summary, name) for name in _STATE}).encode()
     newest = model.description
     versions = [] if newest is None else [newest, *model.versions.values()]
     of_each = {each.version: each.summary_json for each in versions}
-    return [json.dumps(state).encode(), *of_each.values()]
+    return b'{"state": %b, "described": [%b]}' % (state, b", ".join(of_each.values()))
 
 
-def summary_from_json(state: bytes, *versions: bytes) -> ModelSummary:
+def summary_from_json(text: bytes) -> ModelSummary:
     """Parse the result of ``summary_to_json``. Raise ProtocolError."""
     try:
-        parsed = [record_from_json(VersionSummary, json.loads(each)) for each in versions]
-        newest, *others = parsed or [_NO_VERSION]
-        content = {name: json.loads(state)[name] for name in _STATE}
-        return record_from_json(ModelSummary, content, others=tuple(others), **_summary_of(newest))
+        content = json.loads(text)
+        versions = [record_from_json(VersionSummary, each) for each in content["described"]]
+        newest, *others = versions or [_NO_VERSION]
+        state = {name: content["state"][name] for name in _STATE}
+        return record_from_json(ModelSummary, state, others=tuple(others), **_summary_of(newest))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProtocolError(
-            f"invalid summary of a model: {state[:80]!r} ({error}); install the same release of "
+            f"invalid summary of a model: {text[:80]!r} ({error}); install the same release of "
             f"dist-net on both hosts"
         ) from error

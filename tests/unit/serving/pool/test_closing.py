@@ -1,4 +1,4 @@
-"""What the loop has still to call when gateway and desk are closed must not touch their sockets.
+"""What the loop has still to call when a gateway is closed must not touch its socket.
 
 The sockets are fakes, which say when they are used after their end.
 """
@@ -9,7 +9,6 @@ import os
 import pytest
 
 from dist_net.clock import SystemClock
-from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import PoolSettings
@@ -71,7 +70,3 @@ def test_a_closed_gateway_lets_its_socket_be(socket):
     assert not errors_after_closing(
         lambda: Gateway(pool, socket, None, lambda _: None, SystemClock(), None), socket
     )
-
-
-def test_a_closed_desk_lets_its_socket_be(socket):
-    assert not errors_after_closing(lambda: ClientDesk(None, socket, b"g", None), socket)
