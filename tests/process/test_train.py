@@ -71,6 +71,8 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     assert names >= {"checkpoint.safetensors", "metrics.jsonl", "options.json"}
     assert "recipe.py" not in names
     assert not [name for name in names if name.endswith(".partial")]
+    log = (run / "logs" / "worker-0.log").read_text()
+    assert log.index("updates_begun") < log.index("joined worker=")  # its code was loaded before
 
 
 def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(

@@ -28,7 +28,7 @@ from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
-from dist_net.training.worker.step import local_steps
+from dist_net.training.worker.step import local_steps, rehearse
 from dist_net.wire.address import contact_address
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.security import load_peer_keys
@@ -91,6 +91,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     else:
         loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
     dataset, size = loaded.recipe.load_dataset(), loaded.recipe.layout.size
+    rehearse(loaded.recipe, dataset)
     digest = with_bits(loaded.digest(dataset), arguments.bits)
 
     shapes = [shape for _, shape in loaded.recipe.layout.shapes]

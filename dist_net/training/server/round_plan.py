@@ -33,7 +33,7 @@ USUAL_STEPS, FEWEST_STEPS = 32, 2
 FIRST_STEPS = 8
 """Local steps of a worker's first lease at most: until its speed is known, others wait for it."""
 
-COMPUTING_TO_EXCHANGE = 20
+COMPUTING_TO_EXCHANGE = 30
 """Workers compute for this multiple of the time of an exchange, if accuracy permits."""
 
 LONGEST_WAIT_S = 5.0
@@ -47,18 +47,20 @@ MIN_STEP_S = 1e-6
 class LeaseTimes(NamedTuple):
     """A worker's time for a local step, 0 if unknown, and for the exchange of two states.
 
-    In a step, each of its ``parts`` processes computes a minibatch.
+    In a step, each of its ``parts`` processes computes a minibatch. A lease has ``steps``.
     """
 
     exchange_s: float = 0.0
     step_s: float = 0.0
     parts: int = 1
+    steps: float = 1.0
 
     def averaged(self, latest: "LeaseTimes") -> "LeaseTimes":
-        """Return the moving average after ``latest``."""
-        exchange_s = self.exchange_s + (latest.exchange_s - self.exchange_s) / AVERAGED_LEASES
-        step_s = self.step_s + (latest.step_s - self.step_s) / AVERAGED_LEASES
-        return LeaseTimes(exchange_s, step_s, latest.parts)
+        """Return the moving average after ``latest``. First leases are short, and hardly count."""
+        steps = self.steps + (latest.steps - self.steps) / AVERAGED_LEASES
+        step_s = (latest.step_s - self.step_s) * latest.steps / (steps * AVERAGED_LEASES)
+        exchange_s = (latest.exchange_s - self.exchange_s) / AVERAGED_LEASES
+        return LeaseTimes(self.exchange_s + exchange_s, self.step_s + step_s, latest.parts, steps)
 
     def seconds_for(self, steps: float) -> float:
         """Return the seconds of a lease."""
@@ -77,7 +79,7 @@ def measured(
     if computed_s <= 0:
         return None
     steps = max(1.0, minibatches / parts)
-    return LeaseTimes(took_s - computed_s, max(computed_s / steps, MIN_STEP_S), parts)
+    return LeaseTimes(took_s - computed_s, max(computed_s / steps, MIN_STEP_S), parts, steps)
 
 
 class PlannedRun(NamedTuple):

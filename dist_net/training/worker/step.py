@@ -23,6 +23,7 @@ from dist_net.training.worker.local_steps import (
     MinibatchGradient,
 )
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import FEWEST_SAMPLES, LeaseSteps
 from dist_net.wire.messages import StepSettings
 
 MAX_PLANS = 4  # the whole minibatch, a share of it, and the last minibatch of each
@@ -161,3 +162,13 @@ def local_steps(
     schedule = schedule_named(recipe.schedule), len(dataset.train_targets), settings.epochs
     rate_at = LearningRate(settings.learning_rate, *schedule)
     return LocalSteps(gradient_at, rule, settings.batch_size, rate_at)
+
+
+def rehearse(recipe: Recipe, dataset: Dataset) -> None:
+    """Take a step and discard it, so that no round waits while this process loads compiled code."""
+    settings = StepSettings.of(recipe, seed=0, optimizer=str(recipe.optimizer))
+    local = local_steps(recipe, dataset, settings)
+    base = local.rule.initial(recipe.initial_weights(seed=0))
+    lease = LeaseSteps(0, 0, FEWEST_SAMPLES, 0, FEWEST_SAMPLES, FEWEST_SAMPLES)
+    for _ in local.take(base, lease):
+        pass

@@ -140,7 +140,7 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
     members.overdue(0.1)
     members.overdue(60.1)
     member.has_computed(STEPS, computed_s=0.5, now=60.6)
-    assert member.lease_times == pytest.approx((0.6, 0.1, 1))
+    assert member.lease_times == pytest.approx((0.6, 0.1, 1, 5))
 
 
 def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> None:
@@ -149,9 +149,9 @@ def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> No
     assert member.lease_times == LeaseTimes()  # its beginning is unknown
     member.began_s = 0.0
     member.has_computed(STEPS, 0.5, 1.0)
-    assert member.lease_times == pytest.approx((0.5, 0.1, 1))
+    assert member.lease_times == pytest.approx((0.5, 0.1, 1, 5))
     member.has_computed(STEPS._replace(stop=18), 0.9, 1.0)  # the last minibatch was smaller
-    assert member.lease_times == pytest.approx((0.4, 0.12, 1))
+    assert member.lease_times == pytest.approx((0.4, 0.12, 1, 5))
 
 
 def test_a_worker_whose_share_of_the_minibatches_changes_is_measured_anew() -> None:
@@ -159,7 +159,7 @@ def test_a_worker_whose_share_of_the_minibatches_changes_is_measured_anew() -> N
     member.began_s = 0.0
     member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 32), 0.8, 1.0)
     member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 16), 0.8, 1.0)
-    assert member.lease_times == pytest.approx((0.2, 0.4, 1))
+    assert member.lease_times == pytest.approx((0.2, 0.4, 1, 2))
 
 
 def test_a_worker_counts_as_many_times_as_it_has_parts() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.round_plan import (
+    AVERAGED_LEASES,
     COMPUTING_TO_EXCHANGE,
     FEWEST_OF_STATISTICS,
     FEWEST_ROUNDS,
@@ -148,8 +149,8 @@ def test_exchanges_take_a_small_part_of_a_round_if_accuracy_permits() -> None:
     far = LeaseTimes(0.4, 0.1)
     assert plan_round(LONG, [far] * 2, 10**9).steps == (4 * COMPUTING_TO_EXCHANGE,) * 2
     most = LONG.minibatches / 2 / FEWEST_ROUNDS
-    steps = plan_round(LONG, [FAR] * 2, 10**9).steps
-    assert steps == pytest.approx((20 * COMPUTING_TO_EXCHANGE,) * 2, rel=0.1)
+    steps = plan_round(LONG, [LeaseTimes(1.0, 0.1)] * 2, 10**9).steps
+    assert steps == pytest.approx((10 * COMPUTING_TO_EXCHANGE,) * 2, rel=0.1)
     steps = plan_round(LONG, [LeaseTimes(200.0, 0.1)] * 2, 10**9).steps
     assert steps == pytest.approx((most, most), abs=1)
 
@@ -219,10 +220,21 @@ def test_times_are_averaged_over_a_few_leases() -> None:
     assert FAST.averaged(SLOW).step_s == pytest.approx(0.175)
 
 
+@given(st.lists(st.tuples(st.integers(1, 100), st.floats(0.01, 10)), min_size=1, max_size=9))
+def test_longer_leases_count_for_more(leases: list[tuple[int, float]]) -> None:
+    """The mean time of a step is the mean time of a lease by its mean length."""
+    first, *later = (measured(seconds, seconds, steps) or FAST for steps, seconds in leases)
+    mean_s, found = first.steps * first.step_s, first
+    for each in later:
+        mean_s += (each.steps * each.step_s - mean_s) / AVERAGED_LEASES
+        found = found.averaged(each)
+    assert found.steps * found.step_s == pytest.approx(mean_s)
+
+
 def test_times_that_a_worker_reports_are_bounded_by_those_that_the_server_measures() -> None:
-    assert measured(5.0, 4.0, 40) == LeaseTimes(1.0, 0.1)
-    assert measured(5.0, 1e9, 50) == LeaseTimes(0.0, 0.1)
-    assert measured(5.0, 4.0, 40, 4) == LeaseTimes(1.0, 0.4, 4)
+    assert measured(5.0, 4.0, 40) == LeaseTimes(1.0, 0.1, 1, 40)
+    assert measured(5.0, 1e9, 50) == LeaseTimes(0.0, 0.1, 1, 50)
+    assert measured(5.0, 4.0, 40, 4) == LeaseTimes(1.0, 0.4, 4, 10)
     assert measured(5.0, 0.0, 1) is None
     assert measured(0.0, 5.0, 1) is None
     tiny = measured(5.0, 1e-300, 1)
