@@ -122,7 +122,7 @@ def test_images_that_end_their_process_cost_those_images_only(
     assert shown[-1] == 40
 
 
-def test_a_image_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_an_image_that_hangs_is_given_up(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", each=2)
     for image in folder.images:
         hang(folder.root / image.path)

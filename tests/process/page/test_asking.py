@@ -79,7 +79,7 @@ def test_every_sample_is_a_image_of_its_own(visit: Any, gateway: Any) -> None:
 
 
 @pytest.mark.parametrize("way", [choose, paste, drop])
-def test_a_image_of_ones_own_is_shown_and_asked(
+def test_an_image_of_ones_own_is_shown_and_asked(
     visit: Any, gateway: Any, way: Callable[[Any], None]
 ) -> None:
     page = visit().page

@@ -170,7 +170,7 @@ def test_requests_are_of_the_open_inference_protocol(tmp_path: Path) -> None:
     assert (tensor["shape"], len(tensor["data"])) == ([1, *TINY_SHAPE], 784)
 
 
-def test_a_image_follows_its_header(tmp_path: Path) -> None:
+def test_an_image_follows_its_header(tmp_path: Path) -> None:
     content = Path(image_requests(tmp_path / "images", "net", 2.0)[0]).read_bytes()
     head, _, body = content.partition(b"\r\n\r\n")
     size = int(head.partition(b"Inference-Header-Content-Length: ")[2].split(b"\r")[0])

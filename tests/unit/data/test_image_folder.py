@@ -164,7 +164,7 @@ def test_equal_images_never_lie_on_both_sides(tmp_path: Path, seed: int) -> None
     assert {part for path, part in found.items() if "cat" in path} == {"train", "validation"}
 
 
-def test_a_image_in_two_given_parts_stays_in_the_one_held_back(tmp_path: Path) -> None:
+def test_an_image_in_two_given_parts_stays_in_the_one_held_back(tmp_path: Path) -> None:
     fill(tmp_path, "train/cat/same.jpg", "val/cat/same.jpg", content=b"the same")
     fill(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
     folder = ImageFolder.read(tmp_path)
@@ -174,7 +174,7 @@ def test_a_image_in_two_given_parts_stays_in_the_one_held_back(tmp_path: Path) -
     assert parts(folder)["val/cat/same.jpg"] == "validation"
 
 
-def test_a_image_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
+def test_an_image_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
     fill(tmp_path, "cat/x.jpg", "dog/y.jpg", content=b"the same")
     fill(tmp_path, *several("cat", 2), *several("dog", 2))
     folder = ImageFolder.read(tmp_path)

@@ -47,7 +47,7 @@ def test_images_are_decoded_when_they_are_read(decoded: DecodedImages, tmp_path:
     assert (len(decoded), decoded.shape, decoded.dtype) == (4, (6, 6, 3), np.uint8)
 
 
-def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
+def test_an_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
     (tmp_path / PATHS[2]).write_bytes(b"no more")
     with pytest.raises(DatasetError, match=naming("cat/02.png")):
         read(decoded, 2)

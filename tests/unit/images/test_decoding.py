@@ -60,7 +60,7 @@ AVIF = pytest.param(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG", AVIF])
-def test_a_image_is_read_in_every_format(kind: str) -> None:
+def test_an_image_is_read_in_every_format(kind: str) -> None:
     image = Image.new("RGB", (32, 16), RED)
     image.paste((0, 0, 255), (16, 0, 32, 16))
     options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
@@ -209,7 +209,7 @@ STORED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_image_stands_as_a_viewer_shows_it(orientation: int, kind: str) -> None:
+def test_an_image_stands_as_a_viewer_shows_it(orientation: int, kind: str) -> None:
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation] * 80)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -274,7 +274,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])
-def test_a_image_without_pixels_is_refused(width: int, height: int) -> None:
+def test_an_image_without_pixels_is_refused(width: int, height: int) -> None:
     for content in (png(width, height, 8, 2, b""), b"P6 %d %d 255\n" % (width, height)):
         refused(content, "image: ")
 
@@ -387,7 +387,7 @@ FORMATS = ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_image_that_is_cut_short_is_refused(kind: str) -> None:
+def test_an_image_that_is_cut_short_is_refused(kind: str) -> None:
     content = encoded(Image.fromarray(noise(40, 50)), kind)
     for kept in (5, 20, len(content) // 4, len(content) // 2, len(content) * 3 // 4):
         refused(content[:kept], "damaged or cut short|not an image")
@@ -457,7 +457,7 @@ def test_new_sides_and_offsets_are_rounded_down() -> None:
     assert np.flatnonzero(~filled).tolist() == [7, 8, 9, 10, 11, 12]
 
 
-def test_a_image_of_the_right_size_is_only_scaled() -> None:
+def test_an_image_of_the_right_size_is_only_scaled() -> None:
     pixels = noise(32, 48)
     np.testing.assert_array_equal(letterbox(pixels, 32, 48), pixels / np.float32(255))
 
@@ -522,7 +522,7 @@ def test_the_last_row_is_dark_where_its_place_is_rounded_down() -> None:
         assert (resized[:-1] > 0.99).all()
 
 
-def test_a_image_too_narrow_for_its_box_is_refused() -> None:
+def test_an_image_too_narrow_for_its_box_is_refused() -> None:
     for shape in ((1, 10_000, 3), (10_000, 1, 3)):
         with pytest.raises(ImageError, match=r"(10000x1|1x10000) .*256x256"):
             letterbox(np.zeros(shape, np.uint8), 256, 256)
@@ -544,12 +544,12 @@ def test_only_what_is_looked_at_is_converted() -> None:
     assert peak_bytes < pixels.nbytes
 
 
-def test_a_image_that_fits_already_is_left_as_it_is() -> None:
+def test_an_image_that_fits_already_is_left_as_it_is() -> None:
     for channels in (1, 3):
         np.testing.assert_array_equal(pad(noise(28, 28, channels), 28, 28), noise(28, 28, channels))
 
 
-def test_a_image_is_fitted_into_the_middle_of_black() -> None:
+def test_an_image_is_fitted_into_the_middle_of_black() -> None:
     fitted = pad(np.full((100, 50, 3), 255, np.uint8), 28, 28)
     assert (fitted.shape, fitted.dtype) == ((28, 28, 3), np.uint8)
     assert (fitted[:, 7:21] == 255).all()

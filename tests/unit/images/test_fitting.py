@@ -27,7 +27,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def test_a_image_is_padded_cropped_or_stretched() -> None:
+def test_an_image_is_padded_cropped_or_stretched() -> None:
     wide = np.full((10, 40, 3), 200, np.uint8)
     wide[:, :10] = 0
     padded, cropped, stretched = (
@@ -69,7 +69,7 @@ def test_each_channel_is_resized_by_itself(fitting: str) -> None:
         np.testing.assert_array_equal(together[:, :, channel : channel + 1], alone)
 
 
-def test_a_image_that_may_not_be_resized_has_to_fit() -> None:
+def test_an_image_that_may_not_be_resized_has_to_fit() -> None:
     same = halves(8, 12)
     np.testing.assert_array_equal(fit_image(same, (8, 12, 3), "exact"), same)
     with pytest.raises(ImageError, match=naming("40x20", "12x8", "pad", "crop", "stretch")):

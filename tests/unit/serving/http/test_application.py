@@ -453,7 +453,7 @@ def test_repository(ask: Ask, service: FakeService) -> None:
 # Images
 
 
-def test_a_image_is_classified(ask: Ask, service: FakeService) -> None:
+def test_an_image_is_classified(ask: Ask, service: FakeService) -> None:
     response = ask("POST", "/v1/models/animals/classify?top=2", content=JPEG)
     answer = response.json()
     timings = answer.pop("timings")

@@ -156,7 +156,7 @@ def test_logits_become_probabilities(served):
     np.testing.assert_allclose(probabilities(answers.payloads[0], 10), expected, atol=1e-5)
 
 
-def test_a_image_is_answered_as_the_tensor_that_it_becomes(served):
+def test_an_image_is_answered_as_the_tensor_that_it_becomes(served):
     network = served(reproducible=True)
     red, grey = image((255, 0, 0)), image((51, 51, 51))
     as_tensor = np.zeros((8, 12, 3), np.float32)
@@ -168,7 +168,7 @@ def test_a_image_is_answered_as_the_tensor_that_it_becomes(served):
 
 
 @pytest.mark.parametrize("fitting", ["pad", "crop", "stretch"])
-def test_a_image_is_fitted_as_the_description_says(served, fitting):
+def test_an_image_is_fitted_as_the_description_says(served, fitting):
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -231,7 +231,7 @@ def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(se
     assert np.isfinite(probabilities(answers.payloads[2])).all()
 
 
-def test_a_image_is_not_answered_with_what_is_no_number(served):
+def test_an_image_is_not_answered_with_what_is_no_number(served):
     file = io.BytesIO()
     Image.new("L", (8, 8), 255).save(file, "PNG")
     answers = answer(served(DIGITS, scale=1e30), [file.getvalue()], is_image=True)
