@@ -157,7 +157,8 @@ class Reader:
         for port, free in self._ports.items():
             text = text.replace(f":{port}", f":{free}")
         text = re.sub(r"192\.0\.2\.\d+", "127.0.0.1", text)
-        return text.replace("fashion-mnist", "digits")
+        text = text.replace("fashion-mnist", "digits")
+        return text.replace("[1, 28, 28]", "[1, 8, 8]").replace("[0] * 784", "[0] * 64")
 
     def _run(self, line: str) -> None:
         # Plots take a second of each run, so only commands with `--plot` draw.
