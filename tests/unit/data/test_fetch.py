@@ -9,7 +9,7 @@ import os
 import pytest
 from rich.console import Console
 
-from dist_net.cli import fetch as fetch_command
+from dist_net.cli import main
 from dist_net.data.published_files import FetchEvent, PublishedFile, fetch
 from dist_net.errors import FetchError, SourceError
 from dist_net.processes.terminal import FetchProgress
@@ -231,12 +231,10 @@ def test_a_bar_is_drawn_on_a_terminal():
     assert "labels" in text
 
 
-def test_the_command_says_what_is_there(capsys):
-    parser = fetch_command.argparse.ArgumentParser()
-    fetch_command.add_arguments(parser)
-    assert fetch_command.run(parser.parse_args(["digits", "--json"])) == 0
-    said, last = capsys.readouterr().out.splitlines()
-    assert json.loads(last) == {
+def test_the_command_says_what_is_there(capfd):
+    assert main(["fetch", "digits", "--json"]) == 0
+    printed, said = capfd.readouterr()
+    assert json.loads(printed) == {
         "dataset": "digits",
         "train_samples": 1437,
         "test_samples": 360,

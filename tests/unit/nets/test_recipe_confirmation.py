@@ -85,12 +85,12 @@ def test_no_command_runs_it_without_a_terminal(
 
 
 def test_it_runs_once_the_user_has_confirmed_it(
-    run: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     assert main(["evaluate", str(run), "--json"]) == 0
     assert marker.exists()
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["samples"] > 0
+    assert json.loads(capfd.readouterr().out)["samples"] > 0
     monkeypatch.setattr("sys.stdin", None)
     assert main(["evaluate", str(run)]) == 0
     content = (run / "recipe.py").read_text() + "\n"

@@ -47,6 +47,13 @@ def judged(times: int = 1, folds: int | None = 5, in_group: int = 1) -> JudgedIm
     return JudgedImages(files, targets, logits, np.arange(5 * times) // in_group, folds)
 
 
+def unsure_of_mistakes(times: int = 1, in_group: int = 1) -> JudgedImages:
+    """The same images, whose confident mistake has the lowest probability."""
+    found = judged(times, in_group=in_group)
+    found.logits[1::5] = np.log(np.array([0.25, 0.5, 0.25], "f4"))
+    return found
+
+
 def content(**changes):
     given = {
         "judged": judged(),
@@ -156,17 +163,18 @@ def test_few_images_are_counted_and_many_are_a_share():
 
 
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
-    for precision, is_proven in ((0.75, False), (0.2, True)):
-        found = content(calibration=judged().calibrate(precision))["calibration"]
+    for precision, times, is_proven in ((0.75, 1, False), (0.4, 20, True)):
+        calibration = unsure_of_mistakes(times).calibrate(precision)
+        found = content(calibration=calibration)["calibration"]
         assert found["is_proven"] == is_proven
 
 
 def test_a_lower_precision_is_proposed_that_the_images_prove() -> None:
     for precision in (0.65, 0.99):
-        found = judged(20).calibrate(precision)
+        found = unsure_of_mistakes(20).calibrate(precision)
         proposed = content(calibration=found)["calibration"]["lower_precision"]
         assert found.promising(proposed).threshold < found.threshold
-    assert lower_precision(judged().calibrate(0.2)) == 0
+    assert lower_precision(unsure_of_mistakes().calibrate(0.2)) == 0
 
 
 def test_similar_images_are_counted_once() -> None:
@@ -174,8 +182,9 @@ def test_similar_images_are_counted_once() -> None:
     assert [each["measured"][0]["groups"] for each in (apart, alike)] == [100, 10]
     widths = [np.ptp(each["measured"][0]["accuracy_interval"]) for each in (apart, alike)]
     assert widths[1] > 2 * widths[0]
-    assert judged(20).calibrate(0.6).is_proven
-    assert not judged(20, in_group=10).calibrate(0.6).is_proven
+    assert unsure_of_mistakes(20).calibrate(0.6).is_proven
+    assert not unsure_of_mistakes(20, in_group=10).calibrate(0.6).is_proven
+    assert not judged(20).calibrate(0.2).is_proven  # the most probable answers are wrong
     assert "100 images in 10 groups" in Seen(report_page(alike, {})).text
 
 
