@@ -11,6 +11,7 @@ from dist_net.training.server.protocol import ParameterServer, SendToPeer, Serve
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
+from dist_net.wire.lateness import MAX_LOOK_S
 from dist_net.wire.messages import (
     Heartbeat,
     Join,
@@ -53,9 +54,20 @@ class Desk:
     def __init__(self, run: RunState | None = None) -> None:
         self.run = run or a_run()
         self.server = ParameterServer(self.run, 7)
-        self.now = 100.0
+        self._now = 100.0
         self.identities: dict[int, int] = {}  # by worker id
         self.requests: Counter[int] = Counter()
+
+    @property
+    def now(self) -> float:
+        """The time. A server looks at it several times a second, unless it is stopped."""
+        return self._now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        while self._now < now:
+            self._now = min(self._now + MAX_LOOK_S, now)
+            self.run.members.running_s(self._now)
 
     @property
     def state(self) -> Vector:

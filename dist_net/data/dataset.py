@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,6 +35,8 @@ class Dataset:
     test_inputs: Values
     test_targets: Values
     class_names: tuple[str, ...] = ()
+    turn: Lock = field(default_factory=Lock, init=False, repr=False)
+    """Held while samples are read, one call at a time, by threads that share this object."""
 
     def __post_init__(self) -> None:
         inputs = [self._samples(each) for each in ("train_inputs", "test_inputs")]

@@ -2,13 +2,21 @@
 
 import ctypes
 import logging
+import mmap
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -16,10 +24,13 @@ import pytest
 
 import dist_net
 from dist_net.data import dataset_named
-from dist_net.errors import NotFiniteError, SettingError
+from dist_net.errors import DatasetError, NotFiniteError, SettingError
 from dist_net.nn import BatchNorm, Dense, Dropout, Flatten, Model, Rescale, Sequential
+from dist_net.processes import supervisor
 from dist_net.training.run import fit_workers
 from dist_net.training.run.callbacks import EpochResult
+from dist_net.wire import lateness
+from naming import naming
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -47,6 +58,11 @@ def normalized_counter() -> Model:
 
 def counts(model: Model) -> np.ndarray:
     return -model.weights[:SAMPLES] * BATCH / RATE
+
+
+def children() -> list[int]:
+    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    return [int(each) for each in text.split()]
 
 
 class Rows:
@@ -120,7 +136,7 @@ def test_no_bit_is_lost_with_a_worker(
 
     A stopped one counts as lost after a time.
     """
-    monkeypatch.setattr(fit_workers, "LATE_S", 1.0)
+    monkeypatch.setattr(lateness, "FIRST_LEASE_S", 0.3)
     fall = once(tmp_path / "fallen", lambda: os.kill(os.getpid(), end))
     weights = []
     for rows in (ONE_HOT, Rows(fall)):
@@ -129,6 +145,154 @@ def test_no_bit_is_lost_with_a_worker(
         weights.append(model.weights)
     assert (tmp_path / "fallen").exists()
     np.testing.assert_array_equal(*weights)
+
+
+def test_lost_workers_are_replaced_however_often(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_PAUSE_S", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
+    model, seen = counter(), set()
+
+    def end_workers(_: EpochResult) -> None:
+        time.sleep(0.02)  # until they may be replaced
+        workers = children()
+        seen.update(workers)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+
+    inputs = Rows(lambda: None)
+    dist_net.fit(model, inputs, NOTHING, epochs=16, workers=2, callbacks=[end_workers], **COUNTED)
+    assert len(seen) >= 2 * 6
+    np.testing.assert_allclose(counts(model), 16, rtol=1e-5)
+    assert "which took local steps, has ended" in caplog.text
+
+
+def written(path: Path) -> Path:
+    ONE_HOT.tofile(path)
+    return path
+
+
+def row_of_file(file: Any, index: int) -> bytes:
+    file.seek(index * ONE_HOT[0].nbytes)
+    return file.read(ONE_HOT[0].nbytes)
+
+
+def temporary(_: Path) -> Callable[[int], bytes]:
+    file = TemporaryFile()  # noqa: SIM115 - as in a data set
+    file.write(ONE_HOT.tobytes())
+    file.flush()
+    return partial(row_of_file, file)
+
+
+def mapped(path: Path) -> Callable[[int], bytes]:
+    rows = np.memmap(written(path), np.float32, shape=ONE_HOT.shape)
+    return lambda index: rows[index].tobytes()
+
+
+def zipped(path: Path) -> Callable[[int], bytes]:
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, row in enumerate(ONE_HOT):
+            archive.writestr(str(index), row.tobytes())
+    archive = zipfile.ZipFile(path)
+    return lambda index: archive.read(str(index))
+
+
+def in_sqlite(path: Path) -> Callable[[int], bytes]:
+    database = sqlite3.connect(path)
+    database.execute("create table samples (id integer primary key, row blob)")
+    rows = [(index, row.tobytes()) for index, row in enumerate(ONE_HOT)]
+    database.executemany("insert into samples values (?, ?)", rows)
+    database.commit()
+    database.execute("pragma cache_size = 0")
+    find = "select row from samples where id = ?"
+    return lambda index: database.execute(find, (index,)).fetchone()[0]
+
+
+def of_descriptor(path: Path) -> Callable[[int], bytes]:
+    """As h5py (1.8) and LMDB do in C: a fake, which holds a descriptor and no Python file."""
+    descriptor = os.open(written(path), os.O_RDWR)
+    path.unlink()
+
+    def row(index: int) -> bytes:
+        os.lseek(descriptor, index * ONE_HOT[0].nbytes, os.SEEK_SET)
+        return os.read(descriptor, ONE_HOT[0].nbytes)
+
+    return row
+
+
+OPENED: dict[str, Callable[[Path], Callable[[int], bytes]]] = {
+    "buffered": lambda path: partial(row_of_file, written(path).open("rb")),
+    "unbuffered": lambda path: partial(row_of_file, written(path).open("r+b", buffering=0)),
+    "memmap": mapped,
+    "temporary": temporary,
+    "zip": zipped,
+    "sqlite": in_sqlite,
+    "descriptor": of_descriptor,
+}
+
+
+class OpenedRows(Rows):
+    """One-hot inputs that are read from what was opened before the workers were forked."""
+
+    def __init__(self, row: Callable[[int], bytes]) -> None:
+        self._row = row
+
+    def read(self, indices: np.ndarray, out: np.ndarray) -> None:
+        for place, index in enumerate(indices.tolist()):
+            out[place] = np.frombuffer(self._row(index), np.float32)
+
+
+@pytest.mark.parametrize("kind", OPENED)
+def test_each_process_reads_what_the_program_opened(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models, row = [counter(), counter()], OPENED[kind](tmp_path / "rows")
+    for model, rows in zip(models, (ONE_HOT, OpenedRows(row)), strict=True):
+        dist_net.fit(model, rows, NOTHING, epochs=8, workers=4, **COUNTED)
+    np.testing.assert_array_equal(models[0].weights, models[1].weights)
+    assert "workers_lost" not in caplog.text
+    assert row(5) == ONE_HOT[5].tobytes()  # and so does the program
+
+
+def serve_rows(connection: Connection) -> None:
+    while True:
+        connection.send_bytes(ONE_HOT[int(connection.recv_bytes())].tobytes())
+
+
+def test_workers_do_not_share_a_connection() -> None:
+    """Answers would arrive in the wrong process, or never."""
+    own, other = get_context("fork").Pipe()
+    server = get_context("fork").Process(target=serve_rows, args=(other,), daemon=True)
+    server.start()
+    other.close()
+
+    def row(index: int) -> bytes:
+        own.send_bytes(str(index).encode())
+        return own.recv_bytes()
+
+    with pytest.raises(DatasetError, match=naming("BrokenPipeError", "os.getpid()")):
+        dist_net.fit(counter(), OpenedRows(row), NOTHING, workers=2, **COUNTED)
+    assert row(5) == ONE_HOT[5].tobytes()
+    own.close()
+    server.kill()
+    server.join()
+
+
+def test_what_workers_share_in_memory_is_noticed() -> None:
+    """A shared buffer, in which each process puts together what it reads."""
+    shared = np.frombuffer(mmap.mmap(-1, ONE_HOT.nbytes), np.float32).reshape(ONE_HOT.shape)
+
+    class SharingRows(Rows):
+        def read(self, indices: np.ndarray, out: np.ndarray) -> None:
+            buffer = shared[: len(indices)]
+            for place, index in enumerate(indices):
+                buffer[place] = ONE_HOT[index]
+                time.sleep(0.001)
+            out[:] = buffer
+
+    with pytest.raises(DatasetError, match="other samples"):
+        dist_net.fit(counter(), SharingRows(lambda: None), NOTHING, workers=4, **COUNTED)
 
 
 def test_without_room_for_processes_one_takes_the_same_steps(

@@ -20,8 +20,9 @@ from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
 from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
+from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
+from dist_net.wire.lateness import FIRST_LEASE_S, LATE_S, late_after_s
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Alive, Message, Push, Stop, Work
 from simulation.counting import CountingStep
@@ -66,7 +67,7 @@ class RunChecks:
         self._acknowledged = 0
         self._kept = 0
         self._turned_s = 0.0
-        self._longest_round_s = FIRST_ROUND_S
+        self._longest_round_s = FIRST_LEASE_S
         self.progress_s = 0.0  # when something was last applied
         self.calm_since_s = math.inf  # when the last fault was over
         self.breaks_gradients = False
@@ -96,7 +97,7 @@ class RunChecks:
         require(is_same, "the momentum of the outer steps is not restored")
         self.run, self._journal, self._settings = run, journal, run.settings
         self._acknowledged = version
-        self._longest_round_s = FIRST_ROUND_S
+        self._longest_round_s = FIRST_LEASE_S
         self._check_ledger(run)
 
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
@@ -239,7 +240,7 @@ class RunChecks:
         waiting = loop._server._waiting.values()
         if not any(lease.rival is None for lease in run.ledger._leases.values()):
             return
-        late_s = max(LATE_S, LATE_FACTOR * self._longest_round_s) + MAX_WAIT_S
+        late_s = late_after_s(self._longest_round_s) + MAX_WAIT_S
         for member in waiting:
             began_s = max(member.progress_s, self.progress_s, self.calm_since_s)
             require(now - began_s < late_s, f"{member.name} waits for {now - began_s:.1f} s")

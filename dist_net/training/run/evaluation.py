@@ -106,7 +106,7 @@ class Evaluator:
     """Evaluate a model repeatedly on the test samples of a dataset."""
 
     def __init__(self, model: Model, dataset: Dataset) -> None:
-        self._model = model
+        self._model, self._turn = model, dataset.turn
         self._inputs = samples_of(dataset.test_inputs)
         self._targets = samples_of(dataset.test_targets)
         self._meaning = model.targets(self._targets.shape, self._targets.dtype)
@@ -124,8 +124,9 @@ class Evaluator:
         for start in range(0, samples, self._batch_size):
             indices = np.arange(start, min(start + self._batch_size, samples))
             inputs, targets, bound = self._batch(len(indices))
-            self._inputs.read(indices, inputs)
-            self._targets.read(indices, targets)
+            with self._turn:
+                self._inputs.read(indices, inputs)
+                self._targets.read(indices, targets)
             loss, *judged = bound.run()
             loss_sum += float(loss) * len(indices)
             if judged:

@@ -5,6 +5,7 @@ weights, bit for bit.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from dist_net.errors import SegmentError, SettingError
 from dist_net.processes.cores import available_cores
+from dist_net.processes.supervisor import RestartBudget
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses, fork_hazard
 from dist_net.training.worker.shared_minibatches import SharedSteps, shared_memory, sharing
@@ -29,32 +31,29 @@ Workers = int | Literal["auto"]
 SHORTEST_STEP_S, SHORTEST_RUN_S, FEWEST_MINIBATCHES, SMALLEST_SPEEDUP = 0.005, 2.0, 100, 1.25
 """Exchanges, the start of processes and the measured steps take too large a part of less."""
 
-LEASE_S, LATE_FACTOR, LATE_S, STARTS, MEASURED_STEPS = 0.5, 10, 60.0, 4, 2
-"""A lease takes ``LEASE_S``. Processes are lost after ``LATE_FACTOR`` times this, or ``LATE_S``."""
+LEASE_S, MEASURED_STEPS = 0.5, 2
 
 
 class WorkerSteps(LocalSteps):
-    """Local steps by ``count`` forked processes with copies of ``local``.
+    """Local steps by ``count`` forked processes with copies of ``local``, in leases of ``LEASE_S``.
 
-    A step is expected to take ``step_s``. If a process ends, is late or cannot start, this process
-    takes the steps of the lease: no sample and no bit is lost, and an exception is raised here.
+    Lost processes are replaced, at once or after a pause: see ``RestartBudget``. Meanwhile, this
+    process takes the steps: no sample and no bit is lost, and an exception is raised here.
     """
 
-    def __init__(
-        self, local: LocalSteps, settings: StepSettings, count: int, step_s: float
-    ) -> None:
+    def __init__(self, local: LocalSteps, settings: StepSettings, count: int) -> None:
         self.rule, self.rate_factor, self.learning_rate = local.rule, 1.0, 0.0
         self._settings, self._sharing = settings, (local, count)
         self._alone = SharedSteps(local, shared_memory(local, count))
-        self._steps: LocalSteps = self._alone
-        self._minibatches = max(1, round(LEASE_S / step_s))
-        self._late_s = max(LATE_S, LATE_FACTOR * step_s * self._minibatches)
-        self._starts = STARTS
+        self._processes: PartProcesses | None = None
+        self._minibatches = 1  # of the next lease
+        self._budget, self._start_at_s = RestartBudget(math.inf), 0.0
         self._blas = threadpool_limits(1)  # forked processes inherit it
 
     def close(self) -> None:
         """End the processes."""
-        self._steps.close()
+        if self._processes is not None:
+            self._processes.close()
         self._blas.restore_original_limits()
 
     def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
@@ -63,39 +62,47 @@ class WorkerSteps(LocalSteps):
         left = lease
         while left.samples:
             part = left.first(self._minibatches)
-            for _ in range(minibatches_in(part.samples, part.batch_size)):
+            minibatches = minibatches_in(part.samples, part.batch_size)
+            for _ in range(minibatches):
                 yield
+            began_s = time.monotonic()
             np.copyto(self.state, self._result(part))
+            fitting = round(minibatches * LEASE_S / (time.monotonic() - began_s))
+            self._minibatches = min(max(fitting, minibatches // 2, 1), 2 * minibatches)
             left = left._replace(start=part.stop, progress=left.progress + part.samples)
 
     def _result(self, lease: LeaseSteps) -> Vector:
         """Return the state after a lease, and count its loss."""
-        if self._steps is self._alone and self._starts and fork_hazard() is None:
-            self._starts -= 1
-            try:
-                local, count = self._sharing
-                facts = count, self.rule.state_size, lambda _: local, sharing(*self._sharing)
-                self._steps = PartProcesses(*facts).steps_of(self._settings)
-            except (SegmentError, OSError) as error:
-                logger.warning("workers_not_started reason=%s", str(error))
-        for steps in (self._steps, self._alone):
-            steps.rate_factor = self.rate_factor
-            late_at_s = time.monotonic() + self._late_s
-            try:
-                for _ in steps.take(self.state, lease):
-                    if time.monotonic() > late_at_s and steps is not self._alone:
-                        raise ChildProcessError(f"no result within {self._late_s:.0f} s")
-                break
-            except ChildProcessError as error:
-                if steps is self._alone:
-                    raise
-                logger.warning("worker_lost reason=%s", str(error))
-                steps.close()
-                self._steps = self._alone
+        self._start()
+        steps = self._processes or self._alone
+        steps.rate_factor = self.rate_factor
+        for _ in steps.take(self.state, lease):
+            pass
+        if self._processes is not None and self._processes.lost:
+            self._lose(self._processes.lost, time.monotonic() - self._started_s)
         self.loss_sum += steps.loss_sum
         self.correct += steps.correct
         self.learning_rate = steps.learning_rate
         return steps.state
+
+    def _start(self) -> None:
+        """Start the processes if they do not run, unless it is too early, or not possible."""
+        is_early = time.monotonic() < self._start_at_s
+        if self._processes or is_early or fork_hazard() is not None:
+            return
+        try:
+            count, size = self._sharing[1], self.rule.state_size
+            facts = count, size, lambda _: self._alone, sharing(*self._sharing)
+            self._processes = PartProcesses(*facts)
+            self._processes.steps_of(self._settings)
+        except (SegmentError, OSError) as error:
+            self._lose(str(error), 0.0)
+        self._started_s = time.monotonic()
+
+    def _lose(self, reason: str, lived_s: float) -> None:
+        pause_s = self._budget.pause_s(lived_s) or 0.0
+        logger.warning("workers_lost reason=%s restart_s=%.1f", reason, pause_s)
+        self._processes, self._start_at_s = None, time.monotonic() + pause_s
 
 
 def divided_steps(
@@ -144,8 +151,8 @@ def divided_steps(
         return local
     if obstacle:
         raise SettingError(f"workers={workers}: {obstacle}; expected workers=1")
-    part_s = step_s(-(-epoch.batch_size // count))  # compiles, once for all
-    return WorkerSteps(local, settings, count, part_s)
+    step_s(-(-epoch.batch_size // count))  # compiles, once for all
+    return WorkerSteps(local, settings, count)
 
 
 def useful_workers(

@@ -7,11 +7,9 @@ from typing import Any
 from dist_net.training.server.metrics import RecentSpeed
 from dist_net.training.server.round_plan import LeaseTimes, measured
 from dist_net.vector import Vector
+from dist_net.wire.lateness import Standstill
 from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment, Join
-
-MAX_LOOK_S = 0.5
-"""The longest pause between two calls of ``overdue`` unless the server was stopped."""
 
 RETURN_S = 60.0
 """How long a silent worker without a lease is still known."""
@@ -154,7 +152,7 @@ class Membership:
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
         self.silent: set[int] = set()
-        self._looked_s: float | None = None
+        self._stops = Standstill()
 
     def __len__(self) -> int:
         return len(self._members) - len(self.silent)
@@ -202,19 +200,22 @@ class Membership:
         del self._members[worker_id]
         self.silent.discard(worker_id)
 
-    def overdue(self, now: float) -> list[Member]:
-        """Return the overdue workers; ``silent`` ones after ``RETURN_S``.
+    def running_s(self, now: float) -> float:
+        """Return ``now`` on a clock that stands still while the server is stopped.
 
-        Call this several times a second. Time in which the server was stopped does not count: it
-        could not receive heartbeats.
+        Call this several times a second. The server could not receive heartbeats meanwhile: the
+        workers were heard, and began their leases, as much later.
         """
-        if self._looked_s is not None:
-            stopped_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
-            for member in self._members.values():
-                member.heard_s = min(member.heard_s + stopped_s, now)
-                if member.began_s is not None:
-                    member.began_s = min(member.began_s + stopped_s, now)
-        self._looked_s = now
+        stopped_s = self._stops.seconds(now)
+        for member in self._members.values() if stopped_s else ():
+            member.heard_s = min(member.heard_s + stopped_s, now)
+            if member.began_s is not None:
+                member.began_s = min(member.began_s + stopped_s, now)
+        return self._stops.running_s(now)
+
+    def overdue(self, now: float) -> list[Member]:
+        """Return the overdue workers; ``silent`` ones after ``RETURN_S``."""
+        self.running_s(now)
         return [
             member
             for worker_id, member in self._members.items()

@@ -26,16 +26,9 @@ from dist_net.training.server.round_plan import (
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state_versions import StateVersions
 from dist_net.vector import Vector
+from dist_net.wire.lateness import late_after_s
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push
-
-LATE_S = 0.2
-LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
-FIRST_ROUND_S = 3.0
-"""A lease is late after ``LATE_FACTOR`` times the last round, ``EXPECTED_FACTOR`` times the planned
-time of this round, or ``LATE_S``, whichever is longest. The first result of a first round stands
-for the last round, and ``FIRST_ROUND_S`` before it.
-"""
 
 REFUSALS_IN_A_ROW = 3
 LARGEST_LOSS = 1e100
@@ -161,7 +154,8 @@ class RunState:
             holds = self.ledger.lease_of
             present = [each for each in members if each.began_s is None or holds(each.worker_id)]
             present.sort(key=lambda each: each.lease_times.seconds_for(1))
-            self._plan, self._round_began_s = self.plan_of(present), now
+            self._plan = self.plan_of(present)
+            self._round_began_s = self.members.running_s(now)
             lots = zip(present, self._plan.parts, self._plan.steps, strict=True)
             self._lots = {each.worker_id: (parts, n) for each, parts, n in lots if n}
             self._waits_for = {*self._lots}
@@ -184,9 +178,13 @@ class RunState:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
         if self._is_async and self.ledger.everything_is_leased:
             return True
-        late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
-        expected_s = self._plan.seconds if self._plan else 0.0
-        return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
+        # In a first round, the first result stands for the last round.
+        late_s = late_after_s(self._last_round_s, self._plan.seconds if self._plan else 0.0)
+        return self._round_s(now) > late_s
+
+    def _round_s(self, now: float) -> float:
+        """Return the time since the round began, in which the server was not stopped."""
+        return self.members.running_s(now) - self._round_began_s
 
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
         """Take in the result of the worker's lease, and apply what can be applied.
@@ -215,7 +213,7 @@ class RunState:
         )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
-        self._last_round_s = self._last_round_s or now - self._round_began_s
+        self._last_round_s = self._last_round_s or self._round_s(now)
         is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
         return self._apply_round(now) if is_whole else ()
 
@@ -252,7 +250,7 @@ class RunState:
             return "the mean of its round is not finite"
         self.ledger.apply_collected()
         self._count(records, loss_sum, correct, now)
-        self._last_round_s = now - self._round_began_s
+        self._last_round_s = self._round_s(now)
         version, together = self.store.version, len(records)
         return tuple(
             each._replace(version=version, together=together, outer=outer)

@@ -7,14 +7,12 @@ server's list.
 """
 
 from dist_net.training.server.standbys import NOTHING, Remembered, is_majority
+from dist_net.wire.lateness import Standstill
 from dist_net.wire.messages import Follow, Followed
 from dist_net.wire.standbys import MAX_STANDBYS, Standby
 
 VISIT_S = 10.0
 """How long a visit counts: visitors try each standby in turn."""
-
-MAX_LOOK_S = 0.5
-"""The longest pause between two decisions, unless this process was stopped."""
 
 
 class Succession:
@@ -27,7 +25,7 @@ class Succession:
         self._host = host
         self._address = address
         self._takeover_after_s = takeover_after_s
-        self.heard_s = self._looked_s = now
+        self.heard_s, self._stops = now, Standstill(now)
         self.others = NOTHING
         """The hosts, standbys and former servers of the run, for its next server."""
         self._visits_s: dict[str, float] = {}
@@ -62,8 +60,7 @@ class Succession:
         Call this several times a second. Time in which this process was stopped does not count. A
         standby without an address only copies.
         """
-        self.heard_s += max(0.0, now - self._looked_s - MAX_LOOK_S)
-        self._looked_s = now
+        self.heard_s += self._stops.seconds(now)
         if now < self.heard_s + self._takeover_after_s or not self._address:
             return False
         since_s = max(self.heard_s, now - VISIT_S)

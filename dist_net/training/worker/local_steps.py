@@ -49,8 +49,9 @@ class LocalSteps:
     minibatches of ``batch_size``; ``rate_factor`` scales it, and ``learning_rate`` is the last.
     ``state`` is the training state after the last step, or the mean of the parts after a lease of
     several; it is valid until the next step. ``loss_sum`` and ``correct`` are sums over the last
-    lease. ``due`` has the weights and the minibatch of the next step. Allocate two vectors at
-    first, and a third with the first lease of several parts.
+    lease. ``due`` has the weights and the minibatch of the next step. ``digest_of`` returns a
+    digest of a minibatch's samples as this process reads them. Allocate two vectors at first, and a
+    third with the first lease of several parts.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class LocalSteps:
         rule: UpdateRule,
         batch_size: int,
         learning_rate_at: Callable[[float], float],
+        digest_of: Callable[[Minibatch], str] = str,
     ) -> None:
         self.rule = rule
+        self.digest_of = digest_of
         self.learning_rate_at = learning_rate_at
         self.rate_factor, self.learning_rate = 1.0, 0.0
         self.gradient_at = gradient_at

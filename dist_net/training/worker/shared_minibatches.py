@@ -46,7 +46,8 @@ class SharedSteps(LocalSteps):
     ) -> None:
         rule, step, count = local.rule, local.gradient_at, len(memory[4:]) // 3
         assert isinstance(step, TrainingStep)  # as in ``fit``
-        super().__init__(self._mean_gradient, rule, local.batch_size, local.learning_rate_at)
+        facts = local.batch_size, local.learning_rate_at, local.digest_of
+        super().__init__(self._mean_gradient, rule, *facts)
         self._wait = wait
         self._states = [(each[: rule.state_size], each[: rule.size]) for each in memory[:2]]
         self._sums = memory[2, : 4 * count].view(np.float64).reshape(count, 2, copy=False)

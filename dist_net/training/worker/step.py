@@ -1,5 +1,6 @@
 """Gradients of minibatches: by the engine, or by a recipe's own function."""
 
+import hashlib
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
@@ -102,11 +103,17 @@ class TrainingStep:
         size = minibatch.stop - minibatch.start
         return MinibatchGradient(float(loss) * size, self.gradient, float(right))
 
+    def digest(self, minibatch: Minibatch) -> str:
+        """Return the SHA-256 of a minibatch as this process reads it."""
+        arrays = self._arrays(minibatch.stop - minibatch.start)
+        self._read(minibatch, *arrays)
+        return hashlib.sha256(b"".join(each.data for each in arrays)).hexdigest()
+
     def bound(self, weights: Vector, minibatch: Minibatch) -> BoundPlan:
         """Read the minibatch; return the plan that runs it forwards and backwards."""
         size = minibatch.stop - minibatch.start
         plan = self._plan(size)
-        self._read(minibatch, plan)
+        self._read(minibatch, plan.inputs, plan.targets)
         key = (size, id(weights))
         if key not in self._bound:
             bound = self._model.bind_training(*plan, weights, self.gradient)
@@ -116,25 +123,29 @@ class TrainingStep:
         self._bits.state = self._bits_state
         return self._bound[key][0]
 
-    def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
+    def _read(self, minibatch: Minibatch, inputs: NDArray[Any], targets: NDArray[Any]) -> None:
         rows = self._rows.of(minibatch)
-        if self._augmented is None:
-            self._inputs.read(rows, into.inputs)
-        else:
-            self._augmented.read_augmented(rows, into.inputs, self._seed, minibatch.epoch)
-        self._targets.read(rows, into.targets)
+        with self._dataset.turn:
+            if self._augmented is None:
+                self._inputs.read(rows, inputs)
+            else:
+                self._augmented.read_augmented(rows, inputs, self._seed, minibatch.epoch)
+            self._targets.read(rows, targets)
 
     def _plan(self, size: int) -> SizedPlan:
         if size not in self._plans:
             if len(self._plans) == MAX_PLANS:
                 self._plans.clear()
                 self._bound.clear()
-            targets = np.empty((size, *self._targets.shape), self._targets.dtype)
-            facts = self._generator, self._pool, self._targets.shape, targets.dtype, self._arena
+            targets = self._targets
+            facts = self._generator, self._pool, targets.shape, targets.dtype, self._arena
             plan = self._model.compile_training(size, *facts, self._in_parts)
-            inputs = np.empty((size, *self._inputs.shape), self._inputs.dtype)
-            self._plans[size] = SizedPlan(plan, inputs, targets)
+            self._plans[size] = SizedPlan(plan, *self._arrays(size))
         return self._plans[size]
+
+    def _arrays(self, size: int) -> list[NDArray[Any]]:
+        parts = self._inputs, self._targets
+        return [np.empty((size, *each.shape), each.dtype) for each in parts]
 
 
 def gradient_function(
@@ -161,7 +172,8 @@ def local_steps(
     rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
     schedule = schedule_named(recipe.schedule), len(dataset.train_targets), settings.epochs
     rate_at = LearningRate(settings.learning_rate, *schedule)
-    return LocalSteps(gradient_at, rule, settings.batch_size, rate_at)
+    digest_of = gradient_at.digest if isinstance(gradient_at, TrainingStep) else str
+    return LocalSteps(gradient_at, rule, settings.batch_size, rate_at, digest_of)
 
 
 def rehearse(recipe: Recipe, dataset: Dataset) -> None:

@@ -14,7 +14,8 @@ from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, AdaGrad, Adam, Momentum, Optimizer
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.protocol import Record, SendToPeer
-from dist_net.training.server.state import LATE_FACTOR, RunState
+from dist_net.training.server.state import RunState
+from dist_net.wire.lateness import LATE_FACTOR
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
 
