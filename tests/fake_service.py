@@ -68,7 +68,7 @@ class FakeService:
     ended: dict[str, int] = field(default_factory=dict)
     lag: Histogram = field(default_factory=Histogram)
 
-    def infer(self, request: InferenceRequest) -> Future[Result]:
+    def infer(self, request: InferenceRequest, more_follow: bool = False) -> Future[Result]:
         future: Future[Result] = asyncio.get_running_loop().create_future()
         self.requests.append(request)
         self.futures.append(future)
@@ -159,7 +159,7 @@ async def _serve(arguments: list[str]) -> None:
     tokens = TokenFile(Path(token_file)) if token_file else None
     settings = HttpSettings(**{"address": "127.0.0.1:0", "tokens": tokens} | changes)
     service = FakeService()
-    server = HttpServer(application(service, settings), settings)
+    server = HttpServer(application(service, settings))
     print(server.url, flush=True)
     serving = asyncio.create_task(server.serve())
     # The end of its input is what ends it, so that it never outlives the test.

@@ -122,7 +122,7 @@ class RunMetricsServer:
         routes = Starlette(routes=[metrics_route(self._collect)])
         ledger = ClientLedger(settings.queue_bytes)
         application = Guard(routes, settings, frozenset(), Refusals(), ledger)
-        self._server = HttpServer(application, settings)
+        self._server = HttpServer(application)
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self.url = f"{self._server.url}/metrics"
 

@@ -64,6 +64,15 @@ def top_predictions(
     probabilities: NDArray[np.float32], labels: Sequence[str], top: int
 ) -> list[Prediction]:
     """Return a row's likeliest classes; one without a label is named by its index."""
-    names = [*labels, *map(str, range(len(labels), len(probabilities)))]
-    order = likeliest(probabilities, top).tolist()
-    return [Prediction(index, names[index], float(probabilities[index])) for index in order]
+    return predictions_of(probabilities, labels, likeliest(probabilities, top))
+
+
+def predictions_of(
+    probabilities: NDArray[np.float32], labels: Sequence[str], classes: NDArray[np.intp]
+) -> list[Prediction]:
+    """Return the predictions of some classes of a row, in their order."""
+    values = probabilities[classes].tolist()
+    return [
+        Prediction(index, labels[index] if index < len(labels) else str(index), value)
+        for index, value in zip(classes.tolist(), values, strict=True)
+    ]

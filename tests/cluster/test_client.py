@@ -77,7 +77,7 @@ class Gateway(FakeService):
     def models(self) -> dict[str, ServedModel]:
         return self.served
 
-    def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
+    def infer(self, request: InferenceRequest, more_follow: bool = False) -> asyncio.Future[Result]:
         self.is_silent = True
         future = super().infer(request)
         if (result := self.on_infer(request)) is not None:
@@ -107,7 +107,7 @@ class Gateway(FakeService):
 def serving(gateway: Gateway, address: str = "127.0.0.1:0") -> Iterator[str]:
     """Serve over HTTP from a thread; yield the address."""
     settings = HttpSettings(address=address)
-    server = HttpServer(application(gateway, settings), settings)
+    server = HttpServer(application(gateway, settings))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(),))
     thread.start()

@@ -1,16 +1,16 @@
 """What each client holds of the gateway: bytes until they are read, and requests in flight. Pure.
 
-The one place of the limits per client: quotas, and the memory for requests and answers. Also the
-time that all clients together may take of the gateway's event loop.
+The one place of the limits per client: quotas, the memory for requests and answers, and the time of
+the gateway's event loop.
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from dist_net.errors import PoolUnavailableError, QuotaExceededError
+from dist_net.serving.gateway.loop_turns import LoopShare, LoopTurns
 from dist_net.wire.event_rates import EventRates
 
 _KEPT_FREE = 8
@@ -42,12 +42,16 @@ class Account:
     in_flight: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ClientShare:
-    """A client's part of memory and queues; connections with one token or key share it."""
+    """A client's part of memory, of queues, and of the event loop's time.
+
+    Connections with one token or key share it, and without them those of one address.
+    """
 
     client: str
     account: Account
+    loop: LoopShare
     held_bytes: int = 0
 
 
@@ -107,7 +111,9 @@ class ClientLedger:
         self.max_request_bytes = limit_bytes - limit_bytes // _KEPT_FREE
         self.total_bytes = 0
         self.accounts: dict[str, Account] = {}
+        self.turns = LoopTurns()
         self._shares: dict[str, ClientShare] = {}
+        self._addresses: WeakValueDictionary[str, ClientShare] = WeakValueDictionary()
         self._quota = quota
         self._rates = EventRates()
 
@@ -115,12 +121,19 @@ class ClientLedger:
         """Return the share of the holders of a token or key."""
         share = self._shares.get(name)
         if share is None or share.account.quota != (quota if quota != NO_QUOTA else self._quota):
-            share = self._shares[name] = ClientShare(name, self._account(name, quota))
+            share = self._shares[name] = self.new_share(name, name, quota)
         return share
 
-    def new_share(self, host: str, connection: str) -> ClientShare:
-        """Return the share of a connection without token and key, of an address."""
-        return ClientShare(connection, self._account(host, NO_QUOTA))
+    def share_of_address(self, host: str, kind: str = "") -> ClientShare:
+        """Return the share of the connections of an address without token and key, of a kind."""
+        share = self._addresses.get(kind + host)
+        if share is None:
+            share = self._addresses[kind + host] = self.new_share(kind + host, host)
+        return share
+
+    def new_share(self, client: str, name: str, quota: Quota = NO_QUOTA) -> ClientShare:
+        """Return a share of its own for a client, whose account may have other shares."""
+        return ClientShare(client, self._account(name, quota), LoopShare(self.turns.all))
 
     def begin(self, share: ClientShare, now: float) -> OpenRequest:
         """Open a request; raise QuotaExceededError beyond the client's quota."""
@@ -159,31 +172,3 @@ class ClientLedger:
         account = self.accounts.setdefault(name, Account(name, quota))
         account.quota = quota
         return account
-
-
-TURN_S = 0.02
-PEER_S = 0.005
-_WINDOW_S = 0.025
-
-
-class TurnBudget:
-    """Shared by everything that works for clients on one event loop.
-
-    In a window of 25 ms they may spend 20 ms: no turn of the loop takes much longer, and the rest
-    is left to workers and answers. Others continue in a later turn. ``now`` returns the time.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now = now
-        self._began_s = self._spent_s = 0.0
-
-    @property
-    def is_spent(self) -> bool:
-        return self._spent_s >= TURN_S and self.now() < self._began_s + _WINDOW_S
-
-    def spend(self, began_s: float) -> None:
-        """Count the time since ``began_s``, of ``now``."""
-        now = self.now()
-        if now >= self._began_s + _WINDOW_S:
-            self._began_s, self._spent_s = now, 0.0
-        self._spent_s += now - began_s

@@ -40,6 +40,7 @@ MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
 MESSAGES_BEFORE_A_CHECK = 4096  # of all workers, since the socket reads from each in turn
 IDLE_CHECK_S = 0.1  # between checks of the workers if nothing else happens
 LARGEST_PIECE = 8 << 20  # of a file of arrays
+GATHER_S = 0.005  # while a client's next requests are being read, its batch is formed
 
 
 class Gateway:
@@ -72,6 +73,8 @@ class Gateway:
         self._has_turn = False
         self._turn_s = 0.0
         self._timer_s = math.inf  # the time of the timer; infinite without one
+        self._gathered = 0  # requests since the last dispatch
+        self._gathers_until_s = 0.0
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,12 +90,25 @@ class Gateway:
 
     # For the HTTP server.
 
-    def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
-        """Return the future result; a refusal is set at once. Cancel it to cancel the request."""
-        return self._future_of(self.pool.admit(request, self._clock.now()))
+    def infer(self, request: InferenceRequest, more_follow: bool = False) -> asyncio.Future[Result]:
+        """Return the future result; a refusal is set at once. Cancel it to cancel the request.
+
+        If ``more_follow``, the client's next requests are about to be read, and may share a batch.
+        """
+        now = self._clock.now()
+        future = self._future_of(self.pool.admit(request, now))
+        self._gathered += 1
+        if not more_follow or self._gathered >= 2 * self.max_batch_size:
+            self._gathers_until_s = 0.0
+            self._want_turn()
+        elif self._gathered == 1:
+            self._gathers_until_s = now + GATHER_S
+            self._loop.call_later(GATHER_S, self._want_turn)
+        return future
 
     def reload(self, model: str) -> asyncio.Future[Result]:
         """Read a model again from its source; done when workers serve it, or it failed."""
+        self._want_turn()
         return self._future_of(self.pool.reload(model))
 
     def unload(self, model: str) -> Result:
@@ -171,7 +187,6 @@ class Gateway:
         else:
             self._futures[admitted] = future
             future.add_done_callback(partial(self._ended, admitted))
-            self._want_turn()
         return future
 
     def _ended(self, request_id: int, future: asyncio.Future[Result]) -> None:
@@ -196,7 +211,9 @@ class Gateway:
         self._turn_s = now
         if self.pool.is_check_due(now):
             self._hear(MESSAGES_BEFORE_A_CHECK)
-        self._execute(self.pool.dispatch(now))
+        if now >= self._gathers_until_s:
+            self._gathered = 0
+            self._execute(self.pool.dispatch(now))
         wakeup_s = self.pool.next_wakeup()
         due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
         if due_s < self._timer_s:

@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, ModelNotServedError
@@ -54,7 +53,7 @@ def application(
     page: Path = PAGE,
     refusals: Refusals | None = None,
     ledger: ClientLedger | None = None,
-) -> ASGIApp:
+) -> Guard:
     """Return the application that passes requests over HTTP to ``gateway``.
 
     ``clock`` is the pool's, by default the system's. ``page`` is the directory of the page's files.

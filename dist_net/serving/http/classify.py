@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
-from dist_net.images.labels import is_unknown, top_predictions
+from dist_net.images.labels import is_unknown, likeliest, predictions_of
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
+from dist_net.serving.http.json_tensors import Sliced, sliced_json
 from dist_net.serving.http.open_inference import (
     CLASS_BYTES,
     MAX_IMAGES,
-    classes_bytes,
+    SLICE_CLASSES,
     require_short_json,
 )
 from dist_net.serving.http.replies import Json, error_content, result_reply
@@ -33,8 +33,7 @@ from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, St
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3
 _MAX_PARTS = 2 * MAX_IMAGES  # a form may have some fields besides its files
-# A search in a piece holds the interpreter's lock, for a millisecond if its content is hostile.
-_PIECE_BYTES = 2**16
+_PIECE_BYTES = 2**12  # a search in it takes up to 0.3 ms
 
 # It warns of each damaged form, which the response reports anyway.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -56,17 +55,16 @@ class Classification:
         """Classify each image; an unreadable image does not affect the others."""
         began_s = perf_counter()
         exchange = HttpExchange(self.memory, request)
-        content_type = exchange.headers.get(b"content-type", b"")
+        self._model(request.path_params.get("model"))
         body = await exchange.body()
+        content_type = exchange.headers.get(b"content-type", b"")
         if content_type.lower().startswith(b"multipart/form-data"):
-            # Even a short form may take milliseconds: its headers are parsed in Python.
-            read = partial(form_images, body, content_type)
-            images = await exchange.off_loop(sys.maxsize, read)
+            images = await exchange.in_slices(form_images(body, content_type))
             del body  # the images of a form are copies; release the form
         else:
             images = [EncodedImage("", body)] if body else []
             _require_images(images)
-        model = self._model(request.path_params.get("model"))
+        model = self._model(request.path_params.get("model"))  # another may be loaded by now
         top = _top(request.query_params.get("top"))
         require_short_json(len(images) * min(top, model.classes) * CLASS_BYTES)
         # All images of a request must be answered by one version.
@@ -77,8 +75,7 @@ class Classification:
         ]
         results = await exchange.infer(self.gateway, model, requests)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
-        reply = partial(_reply, model, images, results, top, total_ms)
-        return await exchange.off_loop(classes_bytes(results), reply)
+        return await exchange.in_slices(_reply(model, images, results, top, total_ms))
 
     def _model(self, name: str | None) -> ModelDescription:
         """Return the model of this name; without a name, the only one."""
@@ -114,9 +111,11 @@ def _reply(
     results: Sequence[Result],
     top: int,
     total_ms: float,
-) -> Json:
+) -> Sliced[Json]:
     """Return the classes of one image or of several, or an error if all images failed."""
-    answers = [_answer(result, top) for result in results]
+    answers = []
+    for result in results:
+        answers.append((yield from _answer(result, top)))
     answered = next((each for each in results if each.status == Status.OK), None)
     several: dict[str, Any] = {}
     if len(images) > 1:
@@ -139,18 +138,20 @@ def _reply(
     return Json(content | {"timings": timings})
 
 
-def _answer(result: Result, top: int) -> dict[str, Any]:
+def _answer(result: Result, top: int) -> Sliced[dict[str, Any]]:
     if result.status != Status.OK:
         return error_content(result.reason, result.retry_after_s)
     probabilities = np.frombuffer(result.payload, "<f4")
-    predictions = top_predictions(probabilities, result.labels, top)
-    answer: dict[str, Any] = {"predictions": predictions}  # orjson writes dataclasses as objects
+    best = likeliest(probabilities, top)
+    slices = (best[start : start + SLICE_CLASSES] for start in range(0, best.size, SLICE_CLASSES))
+    of = partial(predictions_of, probabilities, result.labels)  # orjson writes objects of them
+    answer: dict[str, Any] = {"predictions": (yield from sliced_json(map(of, slices)))}
     if result.unknown_below:
-        answer["unknown"] = is_unknown(predictions, result.unknown_below)
+        answer["unknown"] = is_unknown(of(best[:1]), result.unknown_below)
     return answer
 
 
-def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
+def form_images(body: Payload, content_type: bytes) -> Sliced[list[EncodedImage]]:
     """Return copies of a form's files. Raise BadRequestError, RequestTooLargeError for many."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
@@ -172,6 +173,7 @@ def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
             # The parser handles each match in Python, even if it is not a boundary.
             _require_few(piece.count(b"\r\n--" + boundary))
             parser.write(piece)
+            yield
     except FormParserError as error:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
     if not ends:

@@ -4,13 +4,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from itertools import chain
 from random import getrandbits
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,8 +22,10 @@ from dist_net.errors import (
     QuotaExceededError,
     RequestTooLargeError,
 )
-from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, OpenRequest
+from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.loop_turns import LoopShare, Value
+from dist_net.serving.http.http_connection import HttpConnection
 from dist_net.serving.http.replies import (
     JSON_LENGTH,
     REQUEST_ID,
@@ -33,7 +33,6 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
-from dist_net.serving.http.server import HttpConnection
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -42,16 +41,14 @@ from dist_net.wire.security import OPERATOR
 
 logger = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
 HeaderValues = Mapping[bytes, bytes]
 
 _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-type", JSON_LENGTH)
 # Requests that change what is served, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
+_HEALTH = "/v2/health/"
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
-_THREADS = 2
-_QUICK_BYTES = 2**16  # parsed within about a millisecond, whatever the content
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
 _MAX_VERSION = 18
 _SENT_ID = re.compile("[A-Za-z0-9._-]{1,64}")
@@ -78,15 +75,16 @@ class Guard:
         sent_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
         send = self.refusals.noting(scope, send, request_id)
-        credential = self._credential(scope, headers)
+        host, _ = scope.get("client") or ("", 0)
+        credential = self.settings.credential(host, headers.get(b"authorization", b""))
         refusal = (
-            self._malformed(scope, headers)
+            self._repeated(scope, headers)
             or (self._foreign(headers) if self.settings.tokens is None else None)
             or self._forbidden(scope["path"], credential.role)
         )
         if refusal is not None:
             await error_reply(*refusal)(scope, receive, send)
-        elif scope["path"] in self.open_paths:
+        elif scope["path"].startswith(_HEALTH):  # a supervisor's, who would restart the process
             await self.application(scope, receive, send)
         else:
             await self._counted(scope, receive, send, credential)
@@ -101,51 +99,25 @@ class Guard:
         self, scope: Scope, receive: Receive, send: Send, credential: Credential
     ) -> None:
         """Pass a request on within its client's limits; hold its bytes until the answer is read."""
-        state = scope["state"]
+        state, share = scope["state"], credential.share(self.ledger)
+        connection: HttpConnection | None = state.get("connection")
+        if connection is not None:
+            connection.belong_to(share)
         try:
-            share = self._share(scope, credential)
             opened = state["opened"] = self.ledger.begin(share, time.monotonic())
         except QuotaExceededError as error:
             await raised_reply(error)(scope, receive, send)
             return
         try:
             await self.application(scope, receive, send)
-            connection: HttpConnection | None = state.get("connection")
             if connection is not None:
                 await connection.until_read()
         finally:
             opened.close()
 
-    def _share(self, scope: Scope, credential: Credential) -> ClientShare:
-        if self.settings.tokens is not None:
-            return self.ledger.share_of(credential.name, credential.quota)
-        connection: HttpConnection | None = scope["state"].get("connection")
-        share = None if connection is None else connection.share
-        if share is None:
-            host, port = scope.get("client") or ("", 0)
-            share = self.ledger.new_share(host, f"{host}:{port}")
-            if connection is not None:
-                connection.share = share
-        return share
-
-    def _credential(self, scope: Scope, headers: HeaderValues) -> Credential:
-        """Return the sender's credential; its role is empty without a valid token."""
-        host, _ = scope.get("client") or ("", 0)
-        if self.settings.tokens is None:
-            return Credential(OPERATOR, host)
-        found = self.settings.tokens.credential(headers.get(b"authorization", b""))
-        return found or Credential("", host)
-
-    def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
+    def _repeated(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
         """Return a status code and the reason to refuse a request; as the following do."""
         sent: list[tuple[bytes, bytes]] = scope["headers"]
-        limit, limit_bytes = self.settings.headers, self.settings.header_bytes
-        size = len(scope["path"]) + len(scope.get("query_string", b""))
-        if len(sent) > limit or size + sum(map(len, chain.from_iterable(sent))) > limit_bytes:
-            return 431, (
-                f"the request's line and headers are too large; expected at most {limit} headers "
-                f"and {limit_bytes:,} bytes"
-            )
         if len(headers) != len(sent):
             names = [name for name, _ in sent]
             repeated = [name.decode() for name in _UNIQUE if names.count(name) > 1]
@@ -198,11 +170,10 @@ def _is_this_host(host: str) -> bool:
 
 
 class RequestMemory:
-    """Limits the threads that parse requests, which may not block the loop; knows the bodies."""
+    """The bodies that are arriving, whose memory others may need."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self.parsing = asyncio.Semaphore(_THREADS)
         self.arriving: dict[HttpExchange, None] = {}  # incomplete bodies, oldest first
 
     def drop_stalled(self) -> bool:
@@ -223,6 +194,9 @@ class HttpExchange:
         self._receive = request.receive
         self._connection: HttpConnection | None = request.scope["state"].get("connection")
         self._opened: OpenRequest = request.scope["state"]["opened"]
+        # At the workers, each connection without a token has turns of its own.
+        own = memory.settings.tokens is None and request.scope.get("client")
+        self._queue = "{}:{}".format(*own) if own else self._opened.share.client
 
     def size_header(self, name: bytes) -> int | None:
         """Return the number of bytes in a header, or None without it. Raise BadRequestError."""
@@ -256,15 +230,15 @@ class HttpExchange:
         finally:
             self._memory.arriving.pop(self, None)
 
-    async def off_loop(self, size: int, function: Callable[[], Value]) -> Value:
-        """Return the result of ``function``, whose time grows with ``size``; in a thread if large.
+    async def in_slices(self, work: Generator[None, None, Value]) -> Value:
+        """Return the result of ``work``, which yields about once in a millisecond.
 
-        A thread helps even if the function holds the interpreter's lock: the loop runs next.
+        A thread would not help: a parser holds the interpreter's lock all the time.
         """
-        if size <= _QUICK_BYTES:
-            return function()
-        async with self._memory.parsing:
-            return await asyncio.to_thread(function)
+        share = LoopShare(self._opened.share.loop)
+        if self._connection is not None:
+            share = self._connection.turns
+        return await self._opened.ledger.turns.in_slices(share, work)
 
     async def infer(
         self, gateway: Gateway, model: ModelDescription, requests: Sequence[InferenceRequest]
@@ -277,8 +251,9 @@ class HttpExchange:
         answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
         self._opened.require(self._opened.size_bytes + 2 * answer_bytes)
         for request in requests:
-            request.client = self._opened.share.client
-        futures = [gateway.infer(request) for request in requests]
+            request.client = self._queue
+        more_follow = bool(self._opened.share.loop.waiting)
+        futures = [gateway.infer(request, more_follow) for request in requests]
         watch: list[asyncio.Task[None]] = []
 
         async def cancel_if_disconnected() -> None:

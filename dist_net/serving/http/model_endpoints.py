@@ -20,7 +20,8 @@ from dist_net.serving.http.exchange import (
     served_model,
     version_number,
 )
-from dist_net.serving.http.open_inference import full_shape, json_object
+from dist_net.serving.http.json_tensors import json_object
+from dist_net.serving.http.open_inference import full_shape
 from dist_net.serving.http.replies import HttpReply, Json, result_reply
 from dist_net.serving.pool.description import (
     ModelDescription,
@@ -184,9 +185,7 @@ class Models:
         """Return the JSON object in the body; an empty one for an empty body."""
         exchange = HttpExchange(self.memory, request)
         body = await exchange.body()
-        if not body:
-            return {}
-        return await exchange.off_loop(len(body), lambda: json_object(body))
+        return json_object(body)[0] if body else {}
 
 
 def _loaded(name: str, result: Result) -> Json:

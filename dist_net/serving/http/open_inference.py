@@ -9,12 +9,11 @@ uint32, followed by its content.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
 from math import prod
-from reprlib import Repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,26 +33,30 @@ from dist_net.serving.http.exchange import (
     description_of,
     version_number,
 )
+from dist_net.serving.http.json_tensors import (
+    MAX_JSON_BYTES,
+    SLICE_ELEMENTS,
+    JsonArray,
+    Sliced,
+    json_object,
+    shown,
+    sliced_json,
+    tensor_from_json,
+)
 from dist_net.serving.http.replies import JSON_LENGTH, Header, HttpReply, result_reply
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 
 # Each image becomes a separate request to the pool, which batches them.
 MAX_IMAGES = 64
-MAX_JSON_BYTES = 4 * 2**20
-_SHORT_JSON_BYTES = 2**16
-# Parsing holds the interpreter's lock: for 0.1 s with 4 MiB of numbers, but for 1 s with as many
-# empty objects, which would take 35 times the memory of their text. Longer JSON may have fewer.
-_MAX_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _UNSUPPORTED = ("priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region")
 _US_PER_S = 1e6
 _LENGTH = struct.Struct("<I")
 _NUMBER_BYTES = 16  # as JSON, about
 CLASS_BYTES = 64
-_SHOWN = Repr()
-_SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
-_SHOWN.maxstring = _SHOWN.maxother = 60
+SLICE_CLASSES = 2**8  # named at a time, in about 0.2 ms
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,19 @@ class InferEndpoint:
         exchange = HttpExchange(self.memory, request)
         json_bytes = exchange.size_header(JSON_LENGTH)
         content = await exchange.body()
-        parsed_bytes = len(content) if json_bytes is None else json_bytes
-        model = None
-        # A model may be loaded while a thread parses: the model that answers must be the model
-        # that the request was checked for. ``infer`` admits the request before its first await.
-        while (newest := description_of(self.gateway, name, version)) is not model:
-            model = newest
-            read = partial(read_request, content, json_bytes, model, version)
-            requests, form = await exchange.off_loop(parsed_bytes, read)
+        checked = None
+        # A model may be loaded while the request is read: the model that answers must be the model
+        # that it was checked for. ``infer`` admits the request before its first await.
+        while (model := description_of(self.gateway, name, version)) is not checked:
+            checked = model
+            read = read_request(content, json_bytes, model, version)
+            requests, form = await exchange.in_slices(read)
         results = await exchange.infer(self.gateway, model, requests)
         if (failed := _first_failure(results)) is not None:
             return result_reply(failed)
         rows = sum(each.rows for each in requests)
-        encode = partial(encode_response, model, rows, results, form)
-        answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
+        encoding = encode_response(model, rows, results, form)
+        answer, json_bytes = await exchange.in_slices(encoding)
         if json_bytes is None:
             return HttpReply(answer)
         headers = [(JSON_LENGTH, b"%d" % json_bytes), _server_timing(results)]
@@ -131,13 +133,13 @@ class ResponseForm(NamedTuple):
 
 def read_request(
     body: Payload, json_bytes: int | None, model: ModelDescription, version: int | None
-) -> tuple[list[InferenceRequest], ResponseForm]:
+) -> Sliced[tuple[list[InferenceRequest], ResponseForm]]:
     """Return the requests in a body, one per tensor or image, and the form of the response.
 
     ``json_bytes`` is the header's value (None without the header), ``version`` the path's.
     Payloads may borrow ``body``. Raise BadRequestError for a body that does not follow the
     protocol, uses an unsupported extension or does not fit the model; RequestTooLargeError for too
-    many images or too much JSON.
+    many images or too much JSON. It yields between slices of long arrays.
     """
     if json_bytes == 0:
         form = ResponseForm(tuple(OutputForm(each.name) for each in model.outputs))
@@ -148,10 +150,10 @@ def read_request(
             f"Inference-Header-Content-Length is {json_bytes:,} and the body has {len(body):,} "
             f"bytes; expected at most that"
         )
-    request = json_object(text, partial(_example, model))
+    request, arrays = json_object(text, partial(_example, model))
     parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
-    payloads, is_image, rows = _payloads(request.get("inputs"), raw, model)
+    payloads, is_image, rows = yield from _payloads(request.get("inputs"), arrays, raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
     if len(payloads) > 1 and version is None:
         version = model.version  # all rows of a response must be computed by one version
@@ -176,30 +178,6 @@ def _raw_request(
     shape = (max(rows, 1), *model.input_shape)
     payload = tensor_from_bytes(body, model.input_datatype, shape)
     return InferenceRequest(model.name, payload, rows, version=version)
-
-
-def json_object(text: Payload, example: Callable[[], str] = str) -> dict[str, Any]:
-    """Return a body's JSON object. Raise RequestTooLargeError, BadRequestError with an example."""
-    if len(text) > MAX_JSON_BYTES:
-        raise RequestTooLargeError(
-            f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "
-            f"tensors as raw bytes after it (binary_data_size)"
-        )
-    for character, limit in _MAX_JSON.items() if len(text) > _SHORT_JSON_BYTES else ():
-        if (count := bytes(text).count(character)) > limit:
-            raise RequestTooLargeError(
-                f"the JSON contains {character.decode()!r} {count:,} times; expected at most "
-                f"{limit:,}"
-            )
-    try:
-        request = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(
-            f"the request is not JSON: {error}; expected a JSON object{example()}"
-        ) from error
-    if not isinstance(request, dict):
-        raise BadRequestError(f"the request is {shown(request)}; expected a JSON object{example()}")
-    return request
 
 
 def _example(model: ModelDescription) -> str:
@@ -238,8 +216,8 @@ def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _payloads(
-    inputs: Any, raw: memoryview, model: ModelDescription
-) -> tuple[Sequence[Payload], bool, int]:
+    inputs: Any, arrays: Mapping[str, JsonArray], raw: memoryview, model: ModelDescription
+) -> Sliced[tuple[Sequence[Payload], bool, int]]:
     """Return the payloads, whether they are images, and the rows of each."""
     given = _objects(
         inputs, "inputs", [each.name for each in model.inputs], partial(_example, model)
@@ -256,10 +234,10 @@ def _payloads(
     first = given[model.inputs[0].name]
     if first.get("datatype") == "BYTES" and model.takes_images:
         return _images(contents.get(model.inputs[0].name), first.get("shape")), True, 1
-    tensors = {
-        spec.name: _tensor(given[spec.name], contents.get(spec.name), spec, model)
-        for spec in model.inputs
-    }
+    tensors = {}
+    for spec in model.inputs:
+        content = contents.get(spec.name)
+        tensors[spec.name] = yield from _tensor(given[spec.name], arrays, content, spec, model)
     rows = {len(each) for each in tensors.values()} if model.is_batched else {1}
     if len(rows) > 1:
         raise BadRequestError(f"the inputs have {sorted(rows)} rows; expected equal numbers")
@@ -287,8 +265,12 @@ def _objects(
 
 
 def _tensor(
-    given: dict[str, Any], content: memoryview | None, spec: TensorSpec, model: ModelDescription
-) -> NDArray[Any]:
+    given: dict[str, Any],
+    arrays: Mapping[str, JsonArray],
+    content: memoryview | None,
+    spec: TensorSpec,
+    model: ModelDescription,
+) -> Sliced[NDArray[Any]]:
     """Return an input of a request; it may borrow ``content``."""
     shape, datatype = given.get("shape"), given.get("datatype")
     if datatype != spec.datatype:
@@ -301,12 +283,12 @@ def _tensor(
     if sizes is None or not spec._replace(shape=tuple(expected)).fits(sizes):
         raise BadRequestError(
             f"the shape of the input {spec.name} is {shown(shape)}; {model.name} expects "
-            f"{expected}, where -1 stands for any number"
+            f"{expected}, where -1 stands for any number, with at most {MAX_REQUEST_BYTES:,} bytes"
         )
-    if content is None:
-        raw: Payload = tensor_from_json(given.get("data"), datatype, sizes)
+    if content is not None:
+        raw: Payload = tensor_from_bytes(content, datatype, sizes)
     else:
-        raw = tensor_from_bytes(content, datatype, sizes)
+        raw = yield from tensor_from_json(given.get("data"), arrays, datatype, sizes)
     return np.frombuffer(raw, spec.dtype).reshape(sizes, copy=False)
 
 
@@ -345,9 +327,13 @@ def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
 
 
 def _sizes(shape: Any) -> tuple[int, ...] | None:
-    """Return the shape; None unless it is an array of integers from 0 up."""
+    """Return the shape; None unless it is an array of integers from 0 up, of a possible size.
+
+    An array without elements has a size, too: that of its other axes.
+    """
     if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape):
-        return tuple(shape)
+        is_possible = prod(max(size, 1) for size in shape) <= MAX_REQUEST_BYTES
+        return tuple(shape) if is_possible else None
     return None
 
 
@@ -383,30 +369,6 @@ def _form(
             raise BadRequestError(f"{model.name} has no classes; expected no classification")
         outputs.append(OutputForm(name, is_binary, top))
     return ResponseForm(tuple(outputs), request_id)
-
-
-def shown(value: object) -> str:
-    """Return a value from a request for a message, shortened."""
-    return _SHOWN.repr(value)
-
-
-def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
-    """Return the bytes of a JSON array, flat or nested like ``shape``. Raise BadRequestError."""
-    elements = _flat(data, shape)
-    if len(elements) != prod(shape):
-        raise BadRequestError(
-            f'"data" has {len(elements):,} elements; expected {prod(shape):,}, for the shape '
-            f"{list(shape)}"
-        )
-    try:
-        types = set(map(type, elements))  # struct converts anything to BOOL, and true to numbers
-        if types - {bool} if datatype == "BOOL" else bool in types:
-            raise struct.error("expected true and false for BOOL, and only for BOOL")
-        # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
-        # length of the longest; and twice as fast.
-        return struct.pack(f"<{len(elements)}{TYPE_CODES[datatype]}", *elements)
-    except (struct.error, OverflowError) as error:
-        raise BadRequestError(f'"data" holds more than numbers of {datatype}: {error}') from error
 
 
 def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payload:
@@ -446,23 +408,6 @@ def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
     return b"".join(chain.from_iterable((_LENGTH.pack(len(each)), each) for each in elements))
 
 
-def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
-    """Return the elements of lists nested like ``shape``; a flat list is returned as it is."""
-    if not isinstance(data, list):
-        raise BadRequestError(f'"data" is {shown(data)}; expected an array')
-    if not (data and isinstance(data[0], list)):
-        return data
-    rows = [data]
-    for size in shape:
-        if any(not isinstance(row, list) or len(row) != size for row in rows):
-            raise BadRequestError(
-                f'"data" is not nested like its shape {list(shape)}; expected that, or all '
-                f"elements in one array"
-            )
-        rows = list(chain.from_iterable(rows))
-    return rows
-
-
 def require_short_json(size_bytes: int) -> None:
     """Refuse an answer that would be long JSON: writing it would hold up every other client."""
     if size_bytes > MAX_JSON_BYTES:
@@ -472,14 +417,9 @@ def require_short_json(size_bytes: int) -> None:
         )
 
 
-def classes_bytes(results: Sequence[Result]) -> int:
-    """Return about how many bytes the classes of results take as JSON: 64 for 4 in an output."""
-    return 16 * sum(len(result.payload) for result in results)
-
-
 def encode_response(
     model: ModelDescription, rows: int, results: Sequence[Result], form: ResponseForm
-) -> tuple[bytes, int | None]:
+) -> Sliced[tuple[bytes, int | None]]:
     """Return the body, and the length of its JSON if raw bytes follow. All results must be OK.
 
     Their ``rows`` are joined. If classes are requested, an output is (rows, top) BYTES, each
@@ -510,16 +450,24 @@ def encode_response(
             "datatype": datatypes[name],
             "shape": [*values.shape],
         }
-        data, raw = values.reshape(-1, copy=False), b""
+        flat, raw = values.reshape(-1, copy=False), b""
+        slices: Iterable[Any] = (
+            flat[start : start + SLICE_ELEMENTS] for start in range(0, flat.size, SLICE_ELEMENTS)
+        )
         if top:
-            rowwise = values.reshape(rows, values.size // max(rows, 1), copy=False)
-            data = _classified(rowwise, top, results[0].labels)
-            output |= {"datatype": "BYTES", "shape": [rows, len(data) // max(rows, 1)]}
-        if is_binary:
-            raw = bytes_of_elements(each.encode() for each in data) if top else data.tobytes()
-            output["parameters"] = {"binary_data_size": len(raw)}
+            rowwise = flat.reshape(rows, flat.size // max(rows, 1))
+            slices = _classified(rowwise, top, results[0].labels)
+            output |= {"datatype": "BYTES", "shape": [rows, min(top, rowwise.shape[1])]}
+        if not is_binary:
+            output["data"] = yield from sliced_json(slices)
+        elif top:
+            for names in slices:
+                raw += bytes_of_elements(each.encode() for each in names)
+                yield
         else:
-            output["data"] = data
+            raw = flat.tobytes()
+        if is_binary:
+            output["parameters"] = {"binary_data_size": len(raw)}
         outputs.append(output)
         raws.append(raw)
     response: dict[str, Any] = {
@@ -534,10 +482,14 @@ def encode_response(
     return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)
 
 
-def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
-    """Return the ``top`` classes of each row in the format of the classification extension."""
-    return [
-        f"{row[index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
-        for row, best in zip(probabilities, likeliest(probabilities, top), strict=True)
-        for index in best
-    ]
+def _classified(
+    probabilities: NDArray[np.float32], top: int, labels: Sequence[str]
+) -> Iterator[list[str]]:
+    """Yield the ``top`` classes of each row as the classification extension does, in slices."""
+    for row in probabilities:
+        best = likeliest(row, top)
+        for start in range(0, len(best), SLICE_CLASSES):
+            yield [
+                f"{row[index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
+                for index in best[start : start + SLICE_CLASSES]
+            ]

@@ -49,7 +49,6 @@ CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
 _COMMON_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _HEADERS_OF_CODE: dict[int, list[Header]] = {
     401: [(b"www-authenticate", b"Bearer")],
-    431: [(b"connection", b"close")],
 }
 _RETRIABLE = (429, 503)
 _FIRST_REFUSAL = 400
@@ -140,14 +139,19 @@ class Refusals:
             logger.warning(what, request_id, code, request, reason[:_MAX_REASON])
 
     def noting(self, scope: Scope, send: Send, request_id: str) -> Send:
-        """Return a ``send`` that adds the id to the response, and notes it if it is a refusal."""
-        code = 0
+        """Return a ``send`` that adds the id to the response, and notes it if it is a refusal.
+
+        The last response of a connection says so.
+        """
+        code, connection = 0, scope["state"].get("connection")
 
         async def noted(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = scope["state"]["code"] = message["status"]
                 message["headers"].append((REQUEST_ID, request_id.encode()))
+                if connection is not None and connection.is_last:
+                    message["headers"].append((b"connection", b"close"))
             elif code >= _FIRST_REFUSAL:
                 reason = bytes(message.get("body", b"")[:_MAX_REASON]).decode(errors="replace")
                 path = scope["path"][:80]

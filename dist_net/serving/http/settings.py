@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_net.errors import AddressError, InsecureAddressError, KeyFileError, SettingError
-from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
+from dist_net.serving.gateway.client_ledger import NO_QUOTA, ClientLedger, ClientShare, Quota
 from dist_net.wire.address import Address, listen_address
 from dist_net.wire.security import CLIENT, OPERATOR
 from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
@@ -33,11 +33,18 @@ _TOKEN_LINE = re.compile(
 
 
 class Credential(NamedTuple):
-    """The rights and limits of a sender; ``name`` is safe to log."""
+    """The rights and limits of a sender; ``name``, a token's or an address, is safe to log."""
 
     role: str
     name: str
     quota: Quota = NO_QUOTA
+    has_token: bool = True
+
+    def share(self, ledger: ClientLedger) -> ClientShare:
+        """Return the share of the sender's token, or without one of its address."""
+        if self.has_token:
+            return ledger.share_of(self.name, self.quota)
+        return ledger.share_of_address(self.name)
 
 
 class TokenFile:
@@ -178,6 +185,20 @@ class HttpSettings:
                 f"unload its models; expected tokens (--token-file), with or without TLS; or "
                 f"listen on 127.0.0.1"
             )
+
+    def credential(self, host: str, authorization: bytes) -> Credential:
+        """Return the credential of a request from ``host``; without a valid token no role."""
+        if self.tokens is None:
+            return Credential(OPERATOR, host, has_token=False)
+        return self.tokens.credential(authorization) or Credential("", host, has_token=False)
+
+    @property
+    def expected_head(self) -> str:
+        """The reason to refuse a head that is too large."""
+        return (
+            f"the request's line and headers are too large; expected at most {self.headers} "
+            f"headers and {self.header_bytes:,} bytes"
+        )
 
     @property
     def has_tls(self) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from dist_net.errors import (
 )
 from dist_net.nets.tensor_specs import TYPE_CODES
 from dist_net.serving.gateway.client_ledger import ClientLedger, Quota
-from dist_net.serving.http import classify, exchange, open_inference
+from dist_net.serving.http import classify, exchange
 from dist_net.serving.http.application import PAGE, application, page_routes
 from dist_net.serving.http.classify import form_images
 from dist_net.serving.http.open_inference import bytes_of_elements
@@ -35,6 +34,7 @@ from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
 from naming import naming
+from slices import finished
 
 TOKEN = "the-token-that-is-long"
 CLIENT_TOKEN = "the-token-of-a-client"
@@ -578,7 +578,7 @@ def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
         head = b'\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n'
         body = b"\r\n".join(b"--Boundary" + head + each for each in contents)
         body = random.choice([b"", b"\r\n"]) + body + b"\r\n--Boundary--\r\n"
-        found = form_images(bytearray(body), b"multipart/form-data; boundary=Boundary")
+        found = finished(form_images(bytearray(body), b"multipart/form-data; boundary=Boundary"))
         assert [bytes(each.content) for each in found] == contents
 
 
@@ -600,7 +600,7 @@ PART = b'--B\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\nx\
 )
 def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> None:
     with pytest.raises(BadRequestError):
-        form_images(PART + b"--B--", content_type)
+        finished(form_images(PART + b"--B--", content_type))
 
 
 @pytest.mark.parametrize(
@@ -619,13 +619,13 @@ def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> Non
 )
 def test_a_damaged_form_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequestError):
-        form_images(body, FORM_TYPE)
+        finished(form_images(body, FORM_TYPE))
 
 
 @pytest.mark.parametrize("body", [PART * 129, PART[:-3] + b"\r\n--Bx" * 1000])
 def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
     with pytest.raises(RequestTooLargeError):
-        form_images(body + b"--B--", FORM_TYPE)
+        finished(form_images(body + b"--B--", FORM_TYPE))
 
 
 @pytest.mark.parametrize(
@@ -640,7 +640,7 @@ def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
 )
 def test_a_file_has_any_name(parameter: bytes, name: str) -> None:
     body = PART.replace(b'filename="p"', parameter) + b"--B--"
-    (image,) = form_images(body, FORM_TYPE)
+    (image,) = finished(form_images(body, FORM_TYPE))
     assert image.name == name
 
 
@@ -948,14 +948,6 @@ def test_a_header_that_decides_is_not_repeated(
         assert (response.status_code, name in error_of(response)) == (400, True)
 
 
-def test_headers_are_limited(ask: Ask) -> None:
-    many = {f"a{number}": "b" for number in range(70)}
-    for headers in (many, {"a": "b" * 17_000}):
-        response = ask("GET", "/v2", headers=headers)
-        assert (response.status_code, response.headers["connection"]) == (431, "close")
-    assert ask("GET", "/v2?" + "a" * 17_000).status_code == 431
-
-
 def test_a_server_with_a_token_has_any_name(
     service: FakeService, page: Path, tokens: TokenFile
 ) -> None:
@@ -1069,16 +1061,16 @@ def test_a_body_comes_in_pieces(service: FakeService) -> None:
 def test_a_request_is_checked_again_if_a_model_is_loaded_while_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch, service: FakeService, shape: tuple[int, ...], status: int
 ) -> None:
-    parsed, off_loop = [], exchange.HttpExchange.off_loop
+    parsed, in_slices = [], exchange.HttpExchange.in_slices
 
-    async def slowly(body: exchange.HttpExchange, size: int, parse: Any) -> Any:
+    async def slowly(body: exchange.HttpExchange, work: Any) -> Any:
         parsed.append(service.served["digits"].description)
-        result = await off_loop(body, size, parse)
+        result = await in_slices(body, work)
         if len(parsed) == 1:
             service.served["digits"] = served(with_input(DIGITS, version=4, shape=shape))
         return result
 
-    monkeypatch.setattr(exchange.HttpExchange, "off_loop", slowly)
+    monkeypatch.setattr(exchange.HttpExchange, "in_slices", slowly)
     client = asyncio.run(served_with(service, piece(BODY)))
     assert client.sent[0]["status"] == status
     assert [each.version for each in parsed if each][:2] == [3, 4]  # and then the answer
@@ -1149,44 +1141,62 @@ def test_a_body_that_could_never_be_held_is_too_large(service: FakeService) -> N
     assert client.sent[0]["status"] == 413
 
 
-@pytest.mark.parametrize("note_bytes", [0, 2_000_000])
-def test_forms_are_taken_apart_by_threads(
-    service: FakeService, monkeypatch: pytest.MonkeyPatch, note_bytes: int
-) -> None:
-    threads = set()
-    by_itself = classify.form_images
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of slices of each work that exchanges do."""
+    counts, in_slices = list[int](), exchange.HttpExchange.in_slices
 
-    def form_images(*arguments: Any) -> list[EncodedImage]:
-        threads.add(threading.current_thread())
-        return by_itself(*arguments)
+    async def counting(served_one: exchange.HttpExchange, work: Any) -> Any:
+        number = len(counts)
+        counts.append(0)
 
-    monkeypatch.setattr(classify, "form_images", form_images)
-    scope, body = form(bytes(note_bytes))
+        def counted() -> Any:
+            while True:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    return end.value
+                counts[number] += 1
+                yield
+
+        return await in_slices(served_one, counted())
+
+    monkeypatch.setattr(exchange.HttpExchange, "in_slices", counting)
+    return counts
+
+
+def test_forms_are_taken_apart_in_slices(service: FakeService, slices: list[int]) -> None:
+    scope, body = form(bytes(2_000_000))
     client = Client(piece(body))
     app = application(service, HttpSettings())
     asyncio.run(app(scope, client.receive, client.send))  # type: ignore[arg-type]
     assert client.sent[0]["status"] == 200
-    assert threads
-    assert threading.current_thread() not in threads
+    assert slices[0] > 400
     assert bytes(service.requests[0].payload) == JPEG
 
 
+def test_long_json_is_read_and_written_in_slices(
+    ask: Ask, service: FakeService, slices: list[int]
+) -> None:
+    size = 100_000
+    output = DIGITS.outputs[0]._replace(shape=(size,))
+    model = with_input(DIGITS, shape=(size,))
+    service.served["digits"] = served(replace(model, outputs=(output,)))
+    service.scripted = [Result(Status.OK, 3, np.arange(size, dtype="<f4").tobytes())]
+    data = np.arange(size).tolist()
+    tensor = {"name": "input", "shape": [1, size], "datatype": "FP32", "data": [data]}
+    response = ask("POST", "/v2/models/digits/infer", json={"inputs": [tensor]})
+    assert response.json()["outputs"][0]["data"] == data
+    assert np.array_equal(np.frombuffer(service.requests[0].payload, "<f4"), data)
+    assert slices[0] > 40
+    assert slices[1] > 40
+
+
 @pytest.mark.parametrize("path", ["infer", "classify"])
-def test_many_classes_are_written_by_threads(
-    ask: Ask, service: FakeService, monkeypatch: pytest.MonkeyPatch, path: str
+def test_many_classes_are_written_in_slices(
+    ask: Ask, service: FakeService, slices: list[int], path: str
 ) -> None:
     """64 images of 1,000 classes took seconds, in which no other request was answered."""
-    threads = set()
-
-    def noting(function: Any) -> Any:
-        def noted(*arguments: Any) -> Any:
-            threads.add(threading.current_thread())
-            return function(*arguments)
-
-        return noted
-
-    monkeypatch.setattr(classify, "top_predictions", noting(classify.top_predictions))
-    monkeypatch.setattr(open_inference, "likeliest", noting(open_inference.likeliest))
     images, classes = 64, 1000
     payload = np.linspace(0, 1, classes, dtype="<f4").tobytes()
     service.scripted = [Result(Status.OK, 7, payload) for _ in range(images)]
@@ -1208,8 +1218,7 @@ def test_many_classes_are_written_by_threads(
         assert [len(each["predictions"]) for each in answers] == [classes] * images
         best = {"index": 999, "label": "999", "probability": 1.0}
         assert answers[0]["predictions"][0] == best
-    assert threads
-    assert threading.current_thread() not in threads  # that of the event loop
+    assert slices[-1] > images
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from dist_net.serving.http.open_inference import (
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from fake_service import ANIMALS, DIGITS
 from naming import naming
+from slices import finished
 
 ROW = [0.5, -1.25, 3.0, 1e-3]
 RAW_ROW = np.array(ROW, "<f4").tobytes()
@@ -50,12 +51,12 @@ def a_body(raw: bytes = b"", inputs: Any = None, **fields: Any) -> tuple[bytes, 
 def asked(
     body: bytes, json_bytes: int | None = None, model: Any = DIGITS
 ) -> list[InferenceRequest]:
-    requests, _ = read_request(body, json_bytes, model, None)
+    requests, _ = finished(read_request(body, json_bytes, model, None))
     return requests
 
 
 def wanted(**fields: Any) -> ResponseForm:
-    return read_request(a_body(**fields)[0], None, DIGITS, None)[1]
+    return finished(read_request(a_body(**fields)[0], None, DIGITS, None))[1]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
             {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
         ],
     )
-    (request,), about = read_request(body, None, DIGITS, 2)
+    (request,), about = finished(read_request(body, None, DIGITS, 2))
     assert request.timeout_s == 0.25
     assert request.version == 2
     assert about == ResponseForm((OutputForm("probabilities", True, 2),), "7")
@@ -117,7 +118,7 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
 def test_what_is_not_offered_is_not_passed_over(parameters: dict[str, Any]) -> None:
     body, _ = a_body(parameters=parameters)
     with pytest.raises(BadRequestError, match=next(iter(parameters))) as raised:
-        read_request(body, None, DIGITS, None)
+        finished(read_request(body, None, DIGITS, None))
     assert raised.value.http_code == 501
 
 
@@ -282,7 +283,7 @@ OUTCOME = Result(Status.OK, 6, ROWS.tobytes())
 
 
 def test_an_answer_is_numbers_in_json() -> None:
-    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], form(request_id="x"))
+    body, json_bytes = finished(encode_response(DIGITS, 2, [OUTCOME], form(request_id="x")))
     assert json_bytes is None
     answer = json.loads(body)
     data = answer["outputs"][0].pop("data")
@@ -297,7 +298,7 @@ def test_an_answer_is_numbers_in_json() -> None:
 
 def test_an_answer_is_raw_bytes_behind_json() -> None:
     halves = [replace(OUTCOME, payload=row.tobytes()) for row in ROWS]
-    body, json_bytes = encode_response(DIGITS, 2, halves, form(is_binary=True))
+    body, json_bytes = finished(encode_response(DIGITS, 2, halves, form(is_binary=True)))
     (output,) = json.loads(body[:json_bytes])["outputs"]
     assert output["parameters"] == {"binary_data_size": 24}
     assert output["shape"] == [2, 3]
@@ -305,7 +306,9 @@ def test_an_answer_is_raw_bytes_behind_json() -> None:
 
 
 def test_an_answer_is_the_likeliest_classes() -> None:
-    body, _ = encode_response(ANIMALS, 2, [replace(OUTCOME, labels=ANIMALS.labels)], form(top=2))
+    body, _ = finished(
+        encode_response(ANIMALS, 2, [replace(OUTCOME, labels=ANIMALS.labels)], form(top=2))
+    )
     (output,) = json.loads(body)["outputs"]
     assert output == {
         "name": "probabilities",
@@ -313,7 +316,7 @@ def test_an_answer_is_the_likeliest_classes() -> None:
         "shape": [2, 2],
         "data": ["0.500000:1:dog", "0.250000:0:cat", "0.700000:2:hen", "0.200000:1:dog"],
     }
-    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], form(is_binary=True, top=9))
+    body, json_bytes = finished(encode_response(DIGITS, 2, [OUTCOME], form(is_binary=True, top=9)))
     elements = elements_of_bytes(body[json_bytes:], 6)
     assert bytes(elements[0]) == b"0.500000:1"
 
@@ -328,12 +331,12 @@ def test_metadata_leaves_the_number_of_rows_open() -> None:
 def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -> None:
     model = described("digits", 3, has_classes=False)
     body, json_bytes = a_body()
-    _, wanted = read_request(body, json_bytes, model, None)
-    answer, _ = encode_response(model, 2, [OUTCOME], wanted)
+    _, wanted = finished(read_request(body, json_bytes, model, None))
+    answer, _ = finished(encode_response(model, 2, [OUTCOME], wanted))
     assert json.loads(answer)["outputs"][0]["name"] == "values"
     body, json_bytes = a_body(outputs=[{"name": "values", "parameters": {"classification": 1}}])
     with pytest.raises(BadRequestError, match=naming("digits")):
-        read_request(body, json_bytes, model, None)
+        finished(read_request(body, json_bytes, model, None))
 
 
 SPECS = TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BOOL", ())
@@ -389,7 +392,7 @@ def test_several_outputs_are_answered_as_they_are_wanted() -> None:
     tensors = {"b": np.array([True, False]), "a": np.array([[1, 2], [3, 4]], "f4")}
     outcome = Result(Status.OK, 3, to_bytes(tensors, SEVERAL.outputs, is_batched=True))
     wanted = ResponseForm((OutputForm("a", is_binary=True), OutputForm("b")))
-    body, json_bytes = encode_response(SEVERAL, 2, [outcome], wanted)
+    body, json_bytes = finished(encode_response(SEVERAL, 2, [outcome], wanted))
     a, b = json.loads(body[:json_bytes])["outputs"]
     assert (a["shape"], a["parameters"], body[json_bytes:]) == (
         [2, 2],
@@ -405,7 +408,7 @@ def test_a_long_answer_is_refused_as_json_and_sent_as_bytes() -> None:
     results = [Result(Status.OK, 3, np.zeros((rows, 3), "<f4").tobytes())]
     for form in (OutputForm("probabilities"), OutputForm("probabilities", top=3)):
         with pytest.raises(BadRequestError, match="request binary outputs"):
-            encode_response(model, rows, results, ResponseForm((form,)))
+            finished(encode_response(model, rows, results, ResponseForm((form,))))
     form = OutputForm("probabilities", is_binary=True)
-    body, json_bytes = encode_response(model, rows, results, ResponseForm((form,)))
+    body, json_bytes = finished(encode_response(model, rows, results, ResponseForm((form,))))
     assert body[json_bytes:] == results[0].payload
