@@ -10,8 +10,8 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +39,9 @@ MAX_ROUNDING = 0.05  # of the difference between rows
 ABSOLUTE_TOLERANCE = 1e-4
 """The difference between outputs that rounding may cause."""
 SUM_TOLERANCE = 1e-2  # of the probabilities of a row, which may have been computed in FP16
-HOSTILE = (1e6, math.nan), (0.0, -1e6)
-"""The numbers that fill the rows before and after the row of a trial."""
+LARGE = 1e6
+HOSTILE = (LARGE, math.nan), (0.0, -LARGE)
+"""The numbers that fill the rows before and after the row of a trial, as far as accepted."""
 
 LETTERBOX = "letterbox"  # Darknet's fitting, in the metadata of exported files
 NUMBERS, PROBABILITIES = "numbers", "probabilities"  # outputs that the gate appends
@@ -175,7 +176,12 @@ def _bring_in(tensor: Any, directory: Path, most: int) -> int:
 def _require_self_contained(proto: Any) -> None:
     """Raise ValueError for an external tensor, and for text, which the memory limit ignores."""
     text = package("onnx").TensorProto.STRING
-    for message in _messages(proto):
+    messages = list(_messages(proto))
+    attributes = [each for each in messages if each.DESCRIPTOR.name == "AttributeProto"]
+    types = {"to", "dtype"}  # and the attributes of functions that these refer to
+    while more := {each.ref_attr_name for each in attributes if each.name in types} - types:
+        types |= more
+    for message in messages:
         kind = message.DESCRIPTOR.name
         if kind == "TensorProto" and (message.external_data or message.data_location):
             raise ValueError(
@@ -184,7 +190,7 @@ def _require_self_contained(proto: Any) -> None:
             )
         is_text = kind == "TensorProto" and message.data_type == text
         if kind == "AttributeProto":
-            makes_text = message.name in ("to", "dtype") and message.i == text
+            makes_text = message.name in types and message.i == text
             is_text = makes_text or message.name.endswith(("_string", "_strings"))
         if is_text:
             raise ValueError(f"{message.name!r:.80} is text; expected tensors of numbers alone")
@@ -347,19 +353,25 @@ def _accept_pixels(proto: Any, pixels: PixelOptions) -> None:
 
 
 def are_rows_independent(session: OnnxSession) -> bool:
-    """Return whether the middle of three rows has the same outputs whatever its neighbours are.
+    """Return whether rows have the same outputs whatever their neighbours are.
 
-    Beside other rows its outputs are equal bit for bit, as the same numbers are added in the same
-    order; hostile neighbours would change the scale of a file that quantises a batch. Elsewhere or
-    alone they may be rounded otherwise: by 0.005 in the model of the package ``magika``.
+    Beside other rows they are equal bit for bit, as the same numbers are added in the same order;
+    hostile neighbours would change the scale of a file that quantises a batch. Elsewhere or alone
+    they may be rounded otherwise: by 0.005 in the model of the package ``magika``. Return False if
+    the model refuses rows of the trial, too: what was not tried is not proven.
     """
     rows = random_rows(session.model.inputs)
     try:
-        together = session.predict(rows)
-        alone = session.predict({name: each[1:2] for name, each in rows.items()})
-        moved = session.predict({name: each[[1, 2, 0]] for name, each in rows.items()})
-    except TensorInputError:  # other shapes than the file states
+        return _is_equal_elsewhere(session, rows) and _is_equal_beside(session, rows)
+    except TensorInputError:  # such as other shapes than the file states
         return False
+
+
+def _is_equal_elsewhere(session: OnnxSession, rows: Tensors) -> bool:
+    """Return whether the middle row has the same outputs, but for rounding, alone and first."""
+    together = session.predict(rows)
+    alone = session.predict({name: each[1:2] for name, each in rows.items()})
+    moved = session.predict({name: each[[1, 2, 0]] for name, each in rows.items()})
     for name, _, shape in session.model.outputs:
         sizes = [each[name].shape for each in (together, alone, moved)]
         if sizes != [(TRIAL_ROWS, *shape), (1, *shape), (TRIAL_ROWS, *shape)]:
@@ -369,26 +381,70 @@ def are_rows_independent(session: OnnxSession) -> bool:
         others = np.concatenate([alone[name], moved[name][:1]])
         if (np.abs(others - outputs[1]) > rounding).any():
             return False
-    for before, after in HOSTILE:
-        with suppress(TensorInputError):  # of a row that is no input: its batch fails, and no other
-            found = session.predict(_between(rows, before, after))
-            pairs = ((found[name][1], each[1]) for name, each in together.items())
-            if not all(one.tobytes() == other.tobytes() for one, other in pairs):
-                return False
     return True
 
 
-def _between(rows: Tensors, before: float, after: float) -> Tensors:
-    """Return the rows, the first and the last of them filled with numbers as far as they fit."""
-    changed = {name: each.copy() for name, each in rows.items()}
-    for each in changed.values():
-        for place, number in (0, before), (-1, after):
-            if each.dtype.kind in "iu":
-                limits = np.iinfo(each.dtype)
-                number = int(np.clip(np.nan_to_num(number), limits.min, limits.max))
-            with np.errstate(over="ignore"):  # FP16 has infinity instead
-                each[place] = number
-    return changed
+def _is_equal_beside(session: OnnxSession, rows: Tensors) -> bool:
+    """Return whether no bit of a row changes beside hostile rows.
+
+    Of an input with a limit, such as ids, each row is filled with another of the highest numbers,
+    and stays in turn: the row with the extremes of the batch is replaced in two trials of three.
+    Other integers are ones, because a mask or a length of 0 would hide the rest of its row.
+    """
+    pairs = [
+        {name: np.stack([_accepted(session, rows, name, n) for n in pair]) for name in rows}
+        for pair in HOSTILE
+    ]
+    rows, places = dict(rows), {1}
+    for name, each in rows.items():
+        highest = pairs[0][name][0].max()
+        if highest < _filled(each[0], LARGE).max():
+            numbers = (highest - place % (highest + 1) for place in range(TRIAL_ROWS))
+            rows[name] = np.stack([_filled(each[0], number) for number in numbers])
+            places = {*range(TRIAL_ROWS)}
+        elif each.dtype.kind in "bi":
+            rows[name] = np.ones_like(each)
+    expected = session.predict(rows)
+    for place, pair in product(places, pairs):
+        beside = {name: np.insert(pair[name], place, rows[name][place], axis=0) for name in rows}
+        found = session.predict(beside)
+        both = ((found[name][place], each[place]) for name, each in expected.items())
+        if any(one.tobytes() != other.tobytes() for one, other in both):
+            return False
+    return True
+
+
+def _accepted(session: OnnxSession, rows: Tensors, name: str, number: float) -> NDArray[Any]:
+    """Return a row of the input ``name`` filled with ``number``, or the next that is accepted.
+
+    Ids and lengths have a range, which bisection from 0 finds.
+    """
+    one = {key: each[1:2] for key, each in rows.items()}
+
+    def is_accepted(candidate: float) -> bool:
+        one[name] = _filled(rows[name][1:2], candidate)
+        try:
+            session.predict(one)
+        except TensorInputError:
+            return False
+        return True
+
+    accepted, refused = 0.0, float(np.nan_to_num(number))
+    if is_accepted(number):
+        accepted = refused = number
+    while abs(refused - accepted) > 1:
+        middle = (accepted + refused) // 2
+        accepted, refused = (middle, refused) if is_accepted(middle) else (accepted, middle)
+    return _filled(rows[name][1], accepted)
+
+
+def _filled(row: NDArray[Any], number: float) -> NDArray[Any]:
+    """Return an array like ``row`` of the number, as far as its type can represent it."""
+    if row.dtype.kind in "iu":
+        limits = np.iinfo(row.dtype)
+        number = int(np.clip(np.nan_to_num(number), limits.min, limits.max))
+    with np.errstate(over="ignore"):  # FP16 has infinity instead
+        return np.full_like(row, number)
 
 
 def random_rows(specs: Specs) -> Tensors:

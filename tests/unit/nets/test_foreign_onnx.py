@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, external_data_helper, helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    external_data_helper,
+    helper,
+)
 
 from dist_net.errors import ForeignModelError, ModelFileError, RecipeError, TensorInputError
 from dist_net.nets.foreign_onnx import MAX_TENSOR_BYTES, OnnxSession
@@ -236,7 +244,28 @@ def test_a_base_in_a_run_refers_to_no_other_file(
         session_of(content, "the base", 1)
 
 
-@pytest.mark.parametrize("text", ["initializer", "cast", "attribute"])
+def with_text_in_functions(by_default: bool) -> ModelProto:
+    """Functions that cast to the type in their callers' attribute, or in its default value."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+
+    def function(name: str, inner: NodeProto, own: str, referring: str) -> FunctionProto:
+        inner.attribute.add(name=own, type=AttributeProto.INT, ref_attr_name=referring)
+        names, defaults = [referring], []
+        if by_default:
+            names, defaults = [], [helper.make_attribute(referring, TensorProto.STRING)]
+        nodes = [inner, helper.make_node("Cast", ["t"], ["b"], to=TensorProto.FLOAT)]
+        return helper.make_function("mine", name, ["a"], ["b"], nodes, opsets, names, defaults)
+
+    cast = function("Inner", helper.make_node("Cast", ["a"], ["t"]), "to", "kind")
+    call = function("Outer", helper.make_node("Inner", ["a"], ["t"], domain="mine"), "kind", "type")
+    given = {} if by_default else {"type": TensorProto.STRING}
+    node = helper.make_node("Outer", ["x"], ["y"], domain="mine", **given)
+    model = graph([node], [tensor("x", ["N", 1])], [tensor("y", ["N", 1])])
+    model.functions.extend([cast, call])
+    return model
+
+
+@pytest.mark.parametrize("text", ["initializer", "cast", "attribute", "reference", "default"])
 def test_text_is_refused_inside_too(text: str, tmp_path: Path) -> None:
     """It may grow beyond the limit for tensors, which counts none of its characters."""
     both = [tensor("x", ["N", 1])], [tensor("y", ["N", 1])]
@@ -250,6 +279,8 @@ def test_text_is_refused_inside_too(text: str, tmp_path: Path) -> None:
             model = graph(nodes, *both)
         case "attribute":
             model.graph.node[0].attribute.append(helper.make_attribute("values_strings", ["a"]))
+        case "reference" | "default":
+            model = with_text_in_functions(text == "default")
     with pytest.raises(ForeignModelError, match=naming("m.onnx", "text")):
         read(model, tmp_path)
 
@@ -394,6 +425,56 @@ def test_hostile_neighbours_change_no_row(tmp_path: Path) -> None:
         beside = np.insert(rows, [1, 4], np.full((2, 8), number), axis=0).astype(np.float32)
         assert np.array_equal(np.delete(session(found)(beside), [1, 5], axis=0), expected)
     assert session(found)(rows[:0]).shape == (0, 3)
+
+
+def sentences(is_quantised: bool, vocabulary: int, kind: int) -> ModelProto:
+    """The sum of the embeddings of six ids, as far as a mask and a length in a row select them."""
+    make = helper.make_node
+    nodes = [
+        make("Cast", ["ids"], ["indices"], to=TensorProto.INT64),
+        make("Gather", ["embeddings", "indices"], ["embedded"]),
+        make("Gather", ["steps", "length"], ["within"]),
+        make("Cast", ["mask"], ["visible"], to=TensorProto.FLOAT),
+        make("Mul", ["within", "visible"], ["weights"]),
+        make("Unsqueeze", ["weights", "last"], ["weight"]),
+        make("Mul", ["embedded", "weight"], ["x" if is_quantised else "rounded"]),
+        *quantised().graph.node[: 2 * is_quantised],
+        make("ReduceSum", ["rounded", "axis"], ["y"], keepdims=0),
+    ]
+    embeddings = np.random.default_rng(0).normal(size=(vocabulary, 3)).astype(np.float32)
+    mask = tensor("mask", ["N", 6], TensorProto.INT64)
+    length = tensor("length", ["N"], TensorProto.INT32)
+    return graph(
+        nodes,
+        [tensor("ids", ["N", 6], kind), mask, length],
+        [tensor("y", ["N", 3])],
+        embeddings=embeddings,
+        steps=np.tri(7, 6, -1, dtype=np.float32),
+        last=np.array([-1]),
+        axis=np.array([1]),
+    )
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT])
+@pytest.mark.parametrize("vocabulary", [2, 50, 30_522])
+def test_rows_of_ids_are_tried_within_their_range(
+    vocabulary: int, kind: int, tmp_path: Path
+) -> None:
+    assert read(sentences(False, vocabulary, kind), tmp_path).model.is_batched
+    assert not read(sentences(True, vocabulary, kind), tmp_path).model.is_batched
+
+
+def test_rows_that_cannot_be_tried_are_no_batch(tmp_path: Path) -> None:
+    """Of six ids at least one must be 40 or more, so that ids of zeros and ones are refused."""
+    nodes = [
+        helper.make_node("ReduceMax", ["ids", "axes"], ["most"], keepdims=0),
+        helper.make_node("Sub", ["most", "least"], ["index"]),
+    ]
+    both = [tensor("ids", ["N", 6], TensorProto.INT64)], [tensor("y", ["N"])]
+    nodes.append(helper.make_node("Gather", ["table", "index"], ["y"]))
+    table = np.arange(10, dtype=np.float32)
+    model = graph(nodes, *both, axes=np.array([1]), least=np.int64(40), table=table)
+    assert not read(model, tmp_path).model.is_batched
 
 
 @pytest.mark.parametrize("reverse", [0, 1])
