@@ -186,10 +186,6 @@ class WorkerRefusedError(DistNetError):
     """The server dismissed this worker because of a message that it sent."""
 
 
-class CostsDamagedError(BadInputError):
-    """A file does not contain the measured costs of a cluster."""
-
-
 class ServerLostError(DistNetError):
     """The parameter server no longer answers."""
 

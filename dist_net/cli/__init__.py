@@ -25,7 +25,7 @@ COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
     "evaluate": "print a trained model's accuracy on the test samples",
     "replay": "recompute a run from its journal in one process and compare the weights",
-    "simulate": "predict a cluster's throughput and its bottleneck",
+    "simulate": "predict a cluster's samples per second, and how many workers pay",
     "predict": "classify images with a published or trained model",
     "export": "export a trained model as ONNX, safetensors or npz",
     "fetch": "download a dataset or a published classifier, with resume and checksum",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from benchmarks import synthetic
-from benchmarks.training import EPOCHS, train_records
-from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.processes.cores import available_cores
-from dist_net.processes.launcher import share_of_cores
-from dist_net.training.planner.capacity import ClusterPlan
-from dist_net.training.planner.costs import ClusterCosts, Network
-from dist_net.training.run.measuring import measure_step, measure_transport
-from dist_net.training.run.run_options import RunOptions
+from benchmarks.training import run_command, train_records
 
 ROUNDS = 3  # in turn, because the speed of a shared machine drifts
 WORKERS = (1, 2, 4)
@@ -43,25 +38,11 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:  # 
 
 
 def predict(workers: int, batch_size: int) -> float:
-    """Return the predicted samples per second, from costs that are measured now."""
-    loaded = load_recipe(synthetic.__file__)
-    dataset, threads = loaded.recipe.load_dataset(), share_of_cores(workers)
-    options = RunOptions(loaded.reference, batch_size=batch_size, epochs=EPOCHS)
-    settings = options.on(loaded, dataset).settings(loaded)
-    size, vectors = settings.vector_size, len(settings.optimizer.initial_state)
-    shared_memory = measure_transport(True, size, vectors)
-    costs = ClusterCosts(
-        size,
-        1 + vectors,
-        batch_size,
-        settings.minibatches,
-        settings.epochs,
-        threads,
-        1e3 * measure_step(loaded, dataset, settings, threads),
-        shared_memory,
-        shared_memory,  # no exchange is over TCP
-    )
-    return ClusterPlan(workers, costs, Network(), available_cores()).predict().samples_per_s
+    """Return the samples per second that ``dist-net simulate`` predicts, from steps timed now."""
+    command = [sys.executable, "-m", "dist_net", "simulate", synthetic.__file__, "--json"]
+    command += ["--batch-size", str(batch_size), "--workers", str(workers)]
+    *_, last = json.loads(run_command(command))["predictions"]
+    return float(last["samples_per_s"])
 
 
 def case(cluster: Cluster, predicted: list[float], measured: list[float]) -> dict[str, Any]:

@@ -84,18 +84,24 @@ def train_records(workers: int, batch_size: int) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "dist_net", "train", synthetic.__file__]
         command += ["--workers", str(workers), "--batch-size", str(batch_size)]
         command += ["--epochs", str(EPOCHS), "--run-dir", str(directory)]
-        finished = subprocess.run(
-            command,
-            env=FINDS_BENCHMARKS,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-        )
-        if finished.returncode != 0:
-            raise BenchmarkError(f"{' '.join(command)} failed: {finished.stderr.strip()}")
+        run_command(command)
         records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
         return [each for each in records if each["kind"] == "train" and each["epoch"] > 1]
+
+
+def run_command(command: list[str]) -> str:
+    """Run a command that finds the recipe, and return its output. Raises BenchmarkError."""
+    finished = subprocess.run(
+        command,
+        env=FINDS_BENCHMARKS,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    if finished.returncode != 0:
+        raise BenchmarkError(f"{' '.join(command)} failed: {finished.stderr.strip()}")
+    return finished.stdout
 
 
 def ratios(results: list[Case], peers: dict[str, list[Case]]) -> dict[str, float]:

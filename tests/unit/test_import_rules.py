@@ -79,7 +79,6 @@ SIBLINGS = {"training", "serving"}
 PARTS = {
     "training.server": "",
     "training.worker": "",
-    "training.planner": "training.server training.worker",
     "serving.pool": "",
     "serving.client": "serving.pool",
     "serving.worker": "serving.pool",
@@ -362,10 +361,9 @@ def test_the_parts_of_a_product_keep_apart() -> None:
                 assert not [each for each in found if not each.startswith(own)], name
 
 
-def test_the_planner_does_no_input_or_output_itself() -> None:
-    for name, module in package().items():
-        if name.startswith("dist_net.training.planner."):
-            assert not {each.partition(".")[0] for each in module.imports} & INPUT_AND_OUTPUT, name
+def test_the_prediction_of_capacity_does_no_input_or_output_itself() -> None:
+    module = package()["dist_net.training.run.capacity"]
+    assert not {each.partition(".")[0] for each in module.imports} & INPUT_AND_OUTPUT
 
 
 def test_the_parameter_server_reaches_no_model() -> None:

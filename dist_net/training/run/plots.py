@@ -1,4 +1,4 @@
-"""Plots of runs, confusion matrices, and a cluster's capacity; need the extra ``plots``."""
+"""Plots of runs and confusion matrices; need the extra ``plots``."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -13,8 +13,6 @@ from dist_net.command_line import importing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from dist_net.training.planner.capacity import PredictedCapacity
 
 MAX_POINTS = 300  # of a curve; more than that is only noise
 MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
@@ -114,37 +112,6 @@ def draw_confusion(axes: "Axes", confusion: NDArray[np.int64], class_names: Sequ
         for row, column in np.argwhere(confusion > 0):
             color, count = "white" if shares[row, column] > 0.5 else "black", confusion[row, column]
             axes.text(column, row, str(count), ha="center", va="center", color=color)
-
-
-def plot_capacity(predictions: Sequence["PredictedCapacity"], title: str, figure: "Figure") -> None:
-    """Draw samples per second, waits and loads over the number of workers; ``figure`` is empty."""
-    figure.suptitle(title, **AS_IT_IS)
-    workers = [each.workers for each in predictions]
-    speed, waiting, load = figure.subplots(1, 3)
-    of_one = predictions[0].samples_per_s / workers[0]
-    speed.set_title("samples/s")
-    speed.plot(
-        workers, [of_one * each for each in workers], "--", color="gray", label="in proportion"
-    )
-    speed.plot(workers, [each.samples_per_s for each in predictions], "o-", label="predicted")
-    speed.set_yscale("log")
-    waiting.set_title("share of time that a worker waits")
-    waiting.plot(workers, [each.waiting for each in predictions], "o-")
-    waiting.set_ylim(0, 1)
-    load.set_title("load (from 100%, a resource is the bottleneck)")
-    for name in predictions[0].load:
-        load.plot(workers, [each.load[name] for each in predictions], "o-", label=name)
-    load.axhline(1, linestyle="--", color="gray")
-    load.set_yscale("log")
-    for axes in (waiting, load):
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:,.4g}%")
-    for axes in (speed, waiting, load):
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("workers")
-        axes.grid(alpha=0.3)
-        if axes is not waiting:
-            axes.legend()
 
 
 def new_figure(width: float, height: float) -> "Figure":
