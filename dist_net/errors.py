@@ -141,7 +141,7 @@ class ExportError(BadInputError):
 
 
 class UnknownOptionError(BadInputError, TypeError):
-    """A function of Python has no option of this name."""
+    """A function of Python is called with an unknown option, or without an argument it needs."""
 
 
 class UnknownAttributeError(BadInputError, AttributeError):

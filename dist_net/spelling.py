@@ -1,10 +1,15 @@
-"""Suggest a known name for an unknown one."""
+"""Explain calls that other libraries would accept: unknown names, and arguments that do not fit."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Self
+from functools import wraps
+from inspect import Parameter, signature
+from typing import ParamSpec, Self, TypeVar
 
-from dist_net.errors import UnknownOptionError
+from dist_net.errors import UnknownAttributeError, UnknownOptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 USUAL_NAMES = {
     "lr": "learning_rate",
@@ -15,9 +20,13 @@ USUAL_NAMES = {
     "kernel_size": "size",
     **dict.fromkeys(("maxpool2d", "maxpooling2d"), "maxpool"),
     **dict.fromkeys(("avgpool2d", "averagepooling2d"), "averagepool"),
+    "steps_per_epoch": "steps",
     "linear": "dense",
     "module": "layer",
-    "crossentropyloss": "cross_entropy_of_logits",
+    **dict.fromkeys(
+        ("crossentropyloss", "cross_entropy", "crossentropy", "nll_loss", "log_loss"),
+        "cross_entropy_of_logits",
+    ),
     "bceloss": "binary_cross_entropy_of_probabilities",
     "bcewithlogitsloss": "binary_cross_entropy_of_logits",
     "mseloss": "mean_squared_error",
@@ -63,6 +72,37 @@ def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) ->
     for name in given:
         guess = did_you_mean(name, names) or ELSEWHERE.get(name) or suggestion(name, names)
         raise UnknownOptionError(f"{function} has no option {name}; {guess}")
+
+
+def explained(expected: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function: raise UnknownOptionError with what is ``expected`` for a wrong call."""
+
+    def of(function: Callable[P, R]) -> Callable[P, R]:
+        accepted = signature(function)
+        name = function.__qualname__.removesuffix(".__init__")
+        named = accepted.parameters
+        takes_others = any(each.kind is Parameter.VAR_KEYWORD for each in named.values())
+
+        @wraps(function)
+        def call(*values: P.args, **given: P.kwargs) -> R:
+            if not takes_others:
+                refuse_options(name, given.keys() - named.keys(), named)
+            try:
+                accepted.bind(*values, **given)
+            except TypeError as error:
+                raise UnknownOptionError(f"{name}: {error}; expected {expected}") from None
+            return function(*values, **given)
+
+        return call
+
+    return of
+
+
+def no_attribute(owner: object, name: str, habits: Mapping[str, str]) -> UnknownAttributeError:
+    """Return the error for an attribute that other libraries have, or that is spelt otherwise."""
+    hint = habits.get(name) or did_you_mean(name, [each for each in dir(owner) if each[0] != "_"])
+    text = f"{type(owner).__name__} has no attribute {name}; {hint}"
+    return UnknownAttributeError(text.removesuffix("; "))
 
 
 class KnownOptions:

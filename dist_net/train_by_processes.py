@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -19,7 +20,7 @@ from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.terminal import plain_console
-from dist_net.spelling import refuse_options
+from dist_net.spelling import explained, refuse_options
 from dist_net.training.run.callbacks import (
     Callback,
     EpochResult,
@@ -33,6 +34,8 @@ from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
+
+HERE = "A Model is trained on arrays by dist_net.fit(model, inputs, targets)"
 
 
 class WatchedTraining(TrainingProgress):
@@ -105,6 +108,7 @@ class TrainKeywords(RecipeKeywords, total=False):
     engine: str
 
 
+@explained(f"train(recipe), with options by name. {HERE}")
 def train(
     recipe: str | Path,
     *,
@@ -130,13 +134,13 @@ def train(
     if not isinstance(recipe, str | Path):
         raise RecipeError(
             f"a {type(recipe).__name__} cannot be sent to other processes; expected the name of a "
-            f"recipe or the path of its file. LocalCluster trains a Recipe in threads"
+            f"recipe or the path of its file. LocalCluster trains a Recipe in threads. {HERE}"
         )
     console = plain_console(quiet=quiet)
     is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
     of_recipe = RecipeKeywords.__annotations__.keys()
     known = TrainKeywords.__annotations__ if is_folder else of_recipe
-    refuse_options("train", options.keys() - known, [*(train.__kwdefaults__ or ()), *known])
+    refuse_options("train", options.keys() - known, [*signature(train).parameters, *known])
     of_run: dict[str, Any] = {name: options.get(name) for name in options.keys() & of_recipe}
     if (optimizer := of_run.get("optimizer")) is not None:
         of_run["optimizer"] = str(optimizer_named(optimizer))  # for other processes

@@ -95,7 +95,7 @@ def samples_of(values: Values, name: str = "samples") -> Samples:
     if isinstance(values, np.ndarray):
         return ArraySamples(values)
     if not isinstance(values, Samples):
-        remedy = "as np.array(list) makes" if not hasattr(values, "numpy") else "tensor.numpy()"
+        remedy = "its toarray()" if hasattr(values, "toarray") else "as np.asarray(...) makes"
         raise DatasetError(
             f"{name} of type {type(values).__name__}: expected an array, {remedy}, "
             f"or an object with shape, dtype, len() and read(indices, out)"

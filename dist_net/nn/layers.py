@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Literal, Protocol, dataclass_transform
+from typing import TYPE_CHECKING, Literal, Never, Protocol, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from dist_net.nn.parameters import (
     small_normal,
     zeros,
 )
-from dist_net.spelling import KnownOptions, suggestion
+from dist_net.spelling import KnownOptions, explained, no_attribute, suggestion
 
 Activation = Callable[[Expression], Expression]
 
@@ -87,16 +87,28 @@ class Layer(Protocol):
         ...
 
 
+class ExplainedLayer:
+    """A layer that raises UnknownOptionError if it is called like one of another library."""
+
+    def __init_subclass__(cls) -> None:
+        if "__call__" in vars(cls):
+            expected = "(x, scope). A model calls its layers: Model(network, input_shape)"
+            cls.__call__ = explained(cls.__name__ + expected)(cls.__call__)  # type: ignore[method-assign]
+
+
 @dataclass_transform(frozen_default=True)
 @dataclass(frozen=True, repr=False)
-class Described(KnownOptions):
+class Described(KnownOptions, ExplainedLayer):
     """A layer: its subclasses are frozen dataclasses, whose ``repr`` omits defaults.
 
     Raise ``ShapeError`` unless the arguments in ``COUNTS`` are integers from 1.
     """
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         dataclass(frozen=True, repr=False)(cls)
+        names = ", ".join(each.name for each in fields(cls))
+        cls.__init__ = explained(f"{cls.__name__}({names})")(cls.__init__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -490,7 +502,16 @@ class Dropout(Described):
         return kept * (1 / (1 - self.rate))
 
 
-class Sequential:
+SEQUENTIAL_HABITS = {
+    **dict.fromkeys(("add", "append"), "pass all layers: Sequential(Dense(64, 'relu'), Dense(10))"),
+    **dict.fromkeys(
+        ("compile", "evaluate", "fit", "parameters", "predict", "save", "summary", "to", "train"),
+        "make a model of it: Model(Sequential(...), input_shape)",
+    ),
+}
+
+
+class Sequential(ExplainedLayer):
     """A chain of layers, passed as arguments or as lists."""
 
     def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
@@ -507,6 +528,11 @@ class Sequential:
                     f"as Dense(10). Pass an activation to the layer before, Dense(10, 'relu'), or "
                     f"use Lambda(relu)"
                 )
+
+    if not TYPE_CHECKING:  # a checker would accept any name
+
+        def __getattr__(self, name: str) -> Never:
+            raise no_attribute(self, name, SEQUENTIAL_HABITS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import Expression
-from dist_net.autodiff.arrays import Shape, integer
+from dist_net.autodiff.arrays import Shape, integer, shown
 from dist_net.autodiff.operations.classification import scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.autodiff.operations.records import field_types
@@ -257,6 +257,31 @@ def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expressio
             f"targets to the outputs' shape{_reshaped(targets, outputs)}"
         )
     return ad.mean(losses)
+
+
+PRODUCTS = {"Conv2D", "MatMul"}
+LOSS_OF_PROBABILITIES: dict[Loss, Loss] = {
+    ad.cross_entropy_of_logits: cross_entropy_of_probabilities,
+    binary_cross_entropy_of_logits: binary_cross_entropy_of_probabilities,
+}
+"""The losses of logits, and those of the probabilities that they stand for."""
+
+
+def misused_outputs(loss: Loss, output: Expression) -> str:
+    """Return what to change if a loss of logits takes probabilities, or the reverse; "" if not."""
+    while output.operation.label == "Reshape":
+        (output,) = output.inputs
+    last, *before = output.operation.label, *(each.operation.label for each in output.inputs)
+    is_linear = last in PRODUCTS or (last == "Add" and not PRODUCTS.isdisjoint(before))
+    for of_logits, of_probabilities in LOSS_OF_PROBABILITIES.items():
+        if of_label(loss) is of_logits and last in ("Sigmoid", "softmax"):
+            other, change = of_probabilities, f"leave out the {last.lower()} at the network's end"
+        elif of_label(loss) is of_probabilities and is_linear:
+            other, change = of_logits, "end the network with a softmax or sigmoid"
+        else:
+            continue
+        return f"the outputs do not suit {shown(of_label(loss))}: {change}, or use {shown(other)}"
+    return ""
 
 
 def loss_named(loss: Loss | str) -> Loss:

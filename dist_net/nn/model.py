@@ -14,19 +14,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import BoundPlan, Expression, Plan
-from dist_net.autodiff.arrays import integer, integers, shown
+from dist_net.autodiff.arrays import Shape, integer, integers, shown
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
-from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.checkpoint import CONVERSIONS, Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import (
+    DatasetError,
     DTypeError,
     ModelFileError,
     ParameterError,
     ShapeError,
-    UnknownAttributeError,
 )
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
@@ -36,12 +36,13 @@ from dist_net.nn.losses import (
     TargetMeaning,
     loss_named,
     mean_loss,
+    misused_outputs,
     of_label,
     of_samples,
 )
 from dist_net.nn.parameters import Layout, Scope
-from dist_net.spelling import did_you_mean
-from dist_net.vector import Vector
+from dist_net.spelling import explained, no_attribute
+from dist_net.vector import Vector, array_of
 
 Batch = NDArray[np.generic]
 
@@ -54,10 +55,13 @@ HABITS = {
     **dict.fromkeys(("parameters", "state_dict", "get_weights"), "read model.weights"),
     **dict.fromkeys(("load_state_dict", "set_weights"), "assign model.weights"),
     "predict_proba": "dist_net.nn.inference.softmax(model.predict(inputs))",
-    "forward": "model.predict(inputs)",
+    **dict.fromkeys(("forward", "__call__"), "model.predict(inputs)"),
     "eval": "model.predict(inputs) never trains",
+    **dict.fromkeys(("to", "cuda", "cpu", "half"), "leave it out: dist_net computes on CPUs"),
 }
 """What Keras, PyTorch and scikit-learn call a model's methods, and how to do the same."""
+
+CHANNELS_LAST = "Maps are (rows, columns, channels): use np.moveaxis(images, 1, -1)"
 
 SAVED = "saved"
 """In place of the name of a recipe, in the checkpoint of a model that was trained without one."""
@@ -74,8 +78,10 @@ class Model:
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
     ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
     ``trained_epochs`` counts the epochs of ``dist_net.fit``: its next call has other orders.
+    ``misuse``: see ``misused_outputs``.
     """
 
+    @explained("Model(network, input_shape), such as (28, 28), the shape of one sample")
     def __init__(
         self,
         network: Layer,
@@ -90,7 +96,8 @@ class Model:
                 f"Sequential(...)"
             )
         self.network = network
-        self.input_shape = integers("Model: input_shape", input_shape)
+        of_sample = "Model: input_shape, of one sample and without None, such as (8,), is"
+        self.input_shape = integers(of_sample, input_shape)
         self.input_dtype = np.dtype(input_dtype)
         self.loss = loss_named(loss)
         scope = Scope()
@@ -107,6 +114,10 @@ class Model:
         self.class_names = tuple(class_names or map(str, range(self.classes * has_classes)))
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
+        first, *others = self.input_shape or (0,)
+        if self.has_convolutions and first in (1, 3) and len(others) == 2 and min(others) >= 8:
+            warnings.warn(f"input_shape={self.input_shape}: {CHANNELS_LAST}", stacklevel=3)
+        self.misuse = misused_outputs(self.loss, output)
         self.layout = Layout(scope.parameters, scope.buffers)
         self.trained_epochs = 0
         self._predictor: Predictor | None = None
@@ -120,9 +131,10 @@ class Model:
     if not TYPE_CHECKING:  # a checker would accept any name
 
         def __getattr__(self, name: str) -> Never:
-            public = (each for each in dir(self) if each[0] != "_")
-            hint = HABITS.get(name) or did_you_mean(name, public)
-            raise UnknownAttributeError(f"Model has no attribute {name}; {hint}".removesuffix("; "))
+            raise no_attribute(self, name, HABITS)
+
+        def __call__(self, *_: object) -> Never:
+            raise no_attribute(self, "__call__", HABITS)
 
     @property
     def weights(self) -> Vector | None:
@@ -156,6 +168,7 @@ class Model:
         """
         return self.predictor(inputs)
 
+    @explained("model.evaluate(inputs, targets)")
     def evaluate(self, inputs: Batch, targets: Batch) -> dict[str, float]:
         """Return the mean ``loss``, and the ``accuracy`` if targets are labels.
 
@@ -163,6 +176,11 @@ class Model:
         ``predict`` does, and DatasetError for a label that is not valid.
         """
         arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
+        counts = [*map(len, arrays.values())]
+        if counts[0] != counts[1]:
+            raise DatasetError(
+                f"evaluate: {counts[1]} targets for {counts[0]} inputs; expected one per input"
+            )
         meaning = self.targets(arrays[TARGETS].shape[1:], arrays[TARGETS].dtype)
         meaning.require("target", arrays[TARGETS])
         variables = [ad.variable(name, each.shape, each.dtype) for name, each in arrays.items()]
@@ -199,6 +217,11 @@ class Model:
         left out: warn that ``load`` needs it again. Raise ModelFileError for a model that ``load``
         would refuse, such as one with an array of a megabyte, and FileWriteError.
         """
+        if Path(path).suffix in (*CONVERSIONS, ".onnx"):
+            raise ModelFileError(
+                f"{path} would be no file of that kind; expected a name such as model.safetensors. "
+                f"Other programs read ONNX: dist_net.export_model(model, 'model.onnx')"
+            )
         record = {"class_names": [*self.class_names], "model": self.to_json()}
         try:
             is_whole = self.from_json(record["model"]).to_json() == record["model"]
@@ -261,15 +284,16 @@ class Model:
                 "expected a batch_size of at least 2, and at least 2 samples"
             )
 
-    def targets_of(self, targets: NDArray[Any]) -> NDArray[Any]:
+    def targets_of(self, targets: Any) -> Any:
         """Return targets as float32 if they are integers that are no class indices.
 
         They are numbers to predict if the network has a single output, or if the loss accepts
         floats of their shape. Raise ``DTypeError`` for bools, strings and objects.
         """
-        shape, dtype = targets.shape[1:], targets.dtype
-        if dtype.names:
+        targets = array_of(targets, TARGETS)
+        if not isinstance(targets, np.ndarray) or targets.dtype.names:
             return targets
+        shape, dtype = targets.shape[1:], targets.dtype
         if dtype.kind not in "iuf":
             numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
             remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
@@ -293,23 +317,37 @@ class Model:
         return ad.variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
 
     def inputs_of(self, inputs: Any) -> Any:
-        """Return arrays of bools, or of floats for a model of floats, in the model's dtype."""
-        kind, own = inputs.dtype.kind if isinstance(inputs, np.ndarray) else "", self.input_dtype
+        """Return inputs as an array, see ``array_of``; ``Samples`` as they are.
+
+        Bools become the model's dtype, and so do floats for a model of floats, and integers that
+        were no array.
+        """
+        array, own = array_of(inputs, INPUTS), self.input_dtype
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
         is_converted = (kind == "b" and own.kind in "iuf") or kind == own.kind == "f"
         with np.errstate(over="ignore"):  # infinite values are refused later
-            return inputs.astype(own, copy=False) if is_converted else inputs
+            if kind == "i" and array is not inputs:
+                is_converted = bool((array.astype(own) == array).all())
+            return array.astype(own, copy=False) if is_converted else array
+
+    def expected_inputs(self, shape: Shape, dtype: np.dtype[Any]) -> str:
+        """Return what is expected instead of samples of this shape and dtype; "" if they fit."""
+        own, own_dtype = self.input_shape, self.input_dtype
+        if (shape, dtype) == (own, own_dtype):
+            return ""
+        batch = of_samples(self.input(1))
+        text = f"expected {batch}, the model's input_shape={own} and input_dtype={own_dtype}"
+        if dtype != own_dtype:
+            text += ". For floats use float32 for both, for pixels uint8"
+        return f"{text}. {CHANNELS_LAST}" if shape == (*own[-1:], *own[:-1]) != own else text
 
     def require_inputs(self, inputs: Batch) -> None:
         """Raise ``ShapeError`` unless ``inputs`` are (N, *input_shape) with the model's dtype."""
-        found = f"of type {type(inputs).__name__}"
-        if isinstance(inputs, np.ndarray):
-            if (inputs.shape[1:], inputs.dtype) == (self.input_shape, self.input_dtype):
-                return
-            found = f"{inputs.dtype}{list(inputs.shape)}"
-        raise ShapeError(
-            f"predict: inputs are {found}, expected an array of {self.input_dtype}, of shape "
-            f"{of_samples(self.input(1))}"
-        )
+        if not isinstance(inputs, np.ndarray):
+            found = f"of type {type(inputs).__name__}; expected an array of {self.input_dtype}"
+            raise ShapeError(f"predict: inputs {found}")
+        if expected := self.expected_inputs(inputs.shape[1:], inputs.dtype):
+            raise ShapeError(f"predict: inputs are {inputs.dtype}{[*inputs.shape]}; {expected}")
 
     def compile_training(
         self,

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "errors": "",
     "clock": "",
     "files": "errors",
-    "vector": "",
+    "vector": "errors",
     "shared_facts": "vector",
     "checkpoint": "errors files vector",
     "spelling": "errors",

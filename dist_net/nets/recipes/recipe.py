@@ -261,12 +261,10 @@ class Recipe(KnownOptions):
         """Raise RecipeError if the net cannot use the dataset, DatasetError for a bad label."""
         inputs, targets = samples_of(dataset.train_inputs), samples_of(dataset.train_targets)
         model = self.model
-        if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
+        if expected := model.expected_inputs(inputs.shape, inputs.dtype):
             raise RecipeError(
                 f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
-                f"{inputs.dtype}; expected the model's input_shape={model.input_shape} and "
-                f"input_dtype={model.input_dtype}. For floats use input_dtype=np.float32 and "
-                f"inputs.astype(np.float32), for pixels uint8 for both"
+                f"{inputs.dtype}; {expected}"
             )
         classes = len(dataset.class_names)
         if classes and targets.shape == () and model.output_shape != (classes,):

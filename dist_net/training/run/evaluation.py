@@ -88,7 +88,10 @@ CLASS_METRICS: dict[str, Metric] = {
 
 def metrics_named(metrics: Sequence[str | Metric], meaning: TargetMeaning) -> dict[str, Metric]:
     """Return metrics by name, without "accuracy", which is measured anyway. Raise SettingError."""
-    named = CLASS_METRICS if meaning.is_of_sample else {} if meaning.classes else NUMBER_METRICS
+    of_classes = {
+        n: each for n, each in CLASS_METRICS.items() if int(n.split("_")[1]) < meaning.classes
+    }
+    named = of_classes if meaning.is_of_sample else {} if meaning.classes else NUMBER_METRICS
     known = {*named, "accuracy"} if meaning.classes else {*named}
     for metric in metrics:
         if not callable(metric) and metric not in known:

@@ -1,10 +1,11 @@
 """Training in one process: the same step and the same update rules, without a cluster."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from dist_net.nn import Model, Predictor, Weighted
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.optim.ranges import fraction
 from dist_net.processes.terminal import bar_on, plain_console
-from dist_net.spelling import refuse_options
+from dist_net.spelling import explained
 from dist_net.training.run.callbacks import (
     Callback,
     EarlyStopping,
@@ -181,21 +182,12 @@ def dataset_of(
 ) -> Dataset:
     """Return these samples as a dataset for ``model``, with others to test on if given.
 
-    Integers that are no class indices become float32; inputs: see ``Model.inputs_of``. Raise
-    DatasetError for lengths that differ and other types, DTypeError if targets are no numbers.
+    See ``Model.inputs_of`` and ``Model.targets_of``. Raise DatasetError for lengths that differ and
+    other types, DTypeError if targets are no numbers.
     """
-    if not isinstance(model, Model):
-        shape, dtype = samples_of(inputs, "inputs").shape, inputs.dtype
-        raise SettingError(
-            f"model of type {type(model).__name__}; expected a Model, such as "
-            f"Model(network, {shape}, input_dtype=np.{dtype})"
-        )
     test_inputs, test_targets = tests or (inputs, targets)
     inputs, test_inputs = map(model.inputs_of, (inputs, test_inputs))
-    targets, test_targets = (
-        model.targets_of(each) if isinstance(each, np.ndarray) else each
-        for each in (targets, test_targets)
-    )
+    targets, test_targets = map(model.targets_of, (targets, test_targets))
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
     count = model.output_shape[-1] if model.output_shape else 1
     names = model.class_names or tuple(map(str, range(count))) if has_classes else ()
@@ -232,12 +224,13 @@ def weighted(
     return loss, replace(data, train_targets=trained, test_targets=tested, class_names=())
 
 
+@explained("fit(model, inputs, targets); the rest by name")
 def fit(
     model: Model,
-    inputs: Values,
-    targets: Values,
+    inputs: Any,
+    targets: Any,
     *,
-    validation: tuple[Values, Values] | None = None,
+    validation: tuple[Any, Any] | None = None,
     validation_split: float = 0.0,
     class_weight: Mapping[int, float] | None = None,
     sample_weight: NDArray[Any] | None = None,
@@ -255,7 +248,6 @@ def fit(
     workers: Workers = "auto",
     callbacks: Sequence[Callback] = (),
     verbose: int | str = "auto",
-    **unknown: Never,
 ) -> History:
     """Train a model on this host, from its own weights if it has any; return its history.
 
@@ -276,17 +268,25 @@ def fit(
     Raise DatasetError and RecipeError if data and model do not fit each other, NotFiniteError when
     the loss is no longer a finite number, and SettingError if no process can be forked safely.
     """
-    refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)
     integer("fit: threads", threads, 1)
     first = integer("fit: initial_epoch", initial_epoch or 0, 0)
     require_callbacks(callbacks)
     if verbose not in (0, 1, 2, "auto"):
         raise SettingError(f"verbose={verbose!r:.40}: expected 0, 1, 2 or 'auto'")
+    if not isinstance(model, Model):
+        given = np.asarray(next((x for x in (model, inputs) if hasattr(x, "__array__")), [[0.0]]))
+        raise SettingError(
+            f"model of type {type(model).__name__}; expected a Model, such as "
+            f"Model(network, {given.shape[1:]}, input_dtype=np.{given.dtype})"
+        )
+    if model.misuse:
+        warnings.warn(model.misuse, stacklevel=3)
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         raise SettingError(
             f"validation={validation!r:.40}: expected (inputs, targets), or validation_split=0.1"
         )
+    inputs, targets = model.inputs_of(inputs), model.targets_of(targets)
     weights = None if sample_weight is None else np.asarray(sample_weight)
     if validation_split and validation is None:
         (inputs, targets, weights), last = split_off(validation_split, inputs, targets, weights)

@@ -211,7 +211,8 @@ def test_class_weights_are_those_of_weighted_also_for_tokens_and_binary_labels()
         ({"sample_weight": np.ones(59)}, naming("sample_weight", "60")),
         ({"sample_weight": np.full(60, np.nan)}, "sample_weight"),
         ({"sample_weight": np.full(60, np.inf)}, "weight inf"),
-        ({"metrics": ["mae"]}, naming("'mae'", "top_3_accuracy")),
+        ({"metrics": ["mae"]}, naming("'mae'", "top_2_accuracy")),
+        ({"metrics": ["top_3_accuracy"]}, naming("top_3_accuracy", "top_2_accuracy")),
         ({"metrics": ["f1"]}, naming("'f1'", "accuracy")),
     ],
 )

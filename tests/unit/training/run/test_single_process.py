@@ -14,11 +14,13 @@ from dist_net.errors import (
     BadInputError,
     DatasetError,
     DTypeError,
+    ModelFileError,
     NotFiniteError,
     ParameterError,
     RecipeError,
     SettingError,
     ShapeError,
+    UnknownAttributeError,
     UnknownOptionError,
 )
 from dist_net.nn import (
@@ -47,8 +49,38 @@ INPUTS = RANDOM.normal(size=(200, 3)).astype(np.float32)
 LABELS = (INPUTS[:, 0] > INPUTS[:, 1]).astype(np.int64)
 
 
+CHANNELS_FIRST = np.zeros((2, 3, 8, 8), np.float32)
+
+
+class Framed:
+    """A fake of a DataFrame, a Series or a tensor: not an array, and NumPy makes one of it."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._values, dtype)
+
+
+class Sparse:
+    """A fake of SciPy's sparse matrices."""
+
+    def toarray(self) -> None:
+        """Return a dense array, if this were real."""
+
+
 def classifier() -> Model:
     return Model(Sequential(Dense(2)), (3,), input_dtype=np.float32)
+
+
+def trained() -> Model:
+    model = classifier()
+    dist_net.fit(model, INPUTS, LABELS, epochs=1, verbose=0)
+    return model
+
+
+def images() -> Model:
+    return Model(Sequential(Conv2D(4, 3), Flatten(), Dense(3)), (8, 8, 3), input_dtype=np.float32)
 
 
 def test_a_model_learns_and_answers() -> None:
@@ -142,7 +174,7 @@ def bad_calls() -> Iterator[tuple[type[Exception], str, tuple[object, object]]]:
     yield DatasetError, "target 7.*index 2.*0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
     yield RecipeError, "float64.*mean_squared_error", (INPUTS, LABELS / 2)
     yield RecipeError, "int64.*input_dtype=float32", (INPUTS.astype(int), LABELS)
-    yield DatasetError, "list", (INPUTS.tolist(), LABELS)
+    yield DatasetError, "object.*asarray", (object(), LABELS)
 
 
 @pytest.mark.parametrize(("error", "words", "data"), list(bad_calls()))
@@ -211,6 +243,24 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
         (ShapeError, lambda: classifier().require_inputs(INPUTS.tolist()), "float32"),
+        (UnknownAttributeError, lambda: Sequential().add(Dense(3)), r"Sequential\(Dense"),
+        (UnknownAttributeError, lambda: classifier()(INPUTS), r"model\.predict\(inputs\)"),
+        (UnknownAttributeError, lambda: classifier().to("cuda"), "on CPUs"),
+        (UnknownOptionError, lambda: dist_net.train(INPUTS, LABELS), r"dist_net\.fit\("),
+        (RecipeError, lambda: dist_net.train(classifier()), r"dist_net\.fit\("),
+        (UnknownOptionError, lambda: dist_net.fit(classifier(), INPUTS), "inputs, targets"),
+        (UnknownOptionError, lambda: Dense(3)(INPUTS), r"Model\(network, input_shape\)"),
+        (UnknownOptionError, lambda: Sequential(Dense(3))(INPUTS), r"Model\(network"),
+        (UnknownOptionError, lambda: Conv2D(4), "'size'; expected Conv2D"),
+        (UnknownOptionError, lambda: Model(Dense(3)), r"\(28, 28\), the shape of one sample"),
+        (ModelFileError, lambda: classifier().save("a.h5"), "safetensors.*export_model"),
+        (ParameterError, lambda: regression("cross_entropy"), "cross_entropy_of_logits"),
+        (ShapeError, lambda: Model(Dense(3), 8), r"one sample.*such as \(8,\)"),
+        (ShapeError, lambda: Model(Dense(3), (None, 8)), "without None"),
+        (ShapeError, lambda: images().require_inputs(CHANNELS_FIRST), r"np\.moveaxis"),
+        (DatasetError, lambda: classifier().inputs_of(Sparse()), "its toarray"),
+        (DatasetError, lambda: classifier().inputs_of([[1], [2, 3]]), "as many for each"),
+        (DatasetError, lambda: trained().evaluate(INPUTS, LABELS[:5]), "5 targets for"),
     ],
 )
 def test_a_mistake_is_refused_with_what_was_meant(
@@ -343,6 +393,44 @@ def test_targets_that_are_no_class_indices_are_refused_with_the_remedy(
         dist_net.fit(classifier(), INPUTS, targets)
     with pytest.raises(BadInputError):
         dist_net.fit(classifier(), INPUTS, LABELS, validation=(INPUTS, targets))
+
+
+def test_what_is_in_memory_is_as_good_as_an_array() -> None:
+    given: list[tuple[Any, Any]] = [
+        (INPUTS, LABELS),
+        (INPUTS.tolist(), LABELS.tolist()),
+        ([*INPUTS], [*LABELS]),
+        (Framed(INPUTS), Framed(LABELS)),
+    ]
+    models = [classifier() for _ in given]
+    for model, data in zip(models, given, strict=True):
+        dist_net.fit(model, *data, epochs=1, validation=data)
+        np.testing.assert_array_equal(model.weights, models[0].weights)
+        assert model.evaluate(*data) == models[0].evaluate(INPUTS, LABELS)
+    integers = classifier().inputs_of([[1, 2, 3]])
+    assert integers.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("loss", "end"),
+    [
+        ("cross_entropy_of_logits", "softmax"),
+        ("binary_cross_entropy_of_logits", "sigmoid"),
+        ("sparse_categorical_crossentropy", None),
+        ("binary_cross_entropy_of_probabilities", None),
+    ],
+)
+def test_outputs_that_do_not_suit_the_loss_warn(loss: str, end: str | None) -> None:
+    binary = loss.startswith("binary")
+    model = Model(Dense(1 if binary else 2, end), (3,), loss, np.float32)
+    targets = LABELS[:, None].astype(np.float32) if binary else LABELS
+    with pytest.warns(UserWarning, match="do not suit"):
+        dist_net.fit(model, INPUTS, targets, epochs=1, verbose=0)
+
+
+def test_images_whose_channels_come_first_warn() -> None:
+    with pytest.warns(UserWarning, match=r"np\.moveaxis"):
+        Model(Sequential(Conv2D(4, 3), Flatten(), Dense(3)), (3, 32, 32), input_dtype=np.float32)
 
 
 def test_a_network_instead_of_a_model_is_refused_with_the_model_to_make() -> None:
