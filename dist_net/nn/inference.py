@@ -3,10 +3,10 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import import_module
 from typing import Self
 
@@ -78,13 +78,8 @@ class Inference:
         self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
-        blas = ThreadpoolController().select(user_api="blas")
-        # The pool shares the work, so BLAS needs one thread. Setting the limit takes a tenth of the
-        # time of a small batch, so it is skipped if the limit is already set.
-        is_capped = all(library["num_threads"] == 1 for library in blas.info())
-        self._cap_blas: Callable[[], AbstractContextManager[object]] = (
-            nullcontext if is_capped else partial(blas.limit, limits=1)
-        )
+        blas = ThreadpoolController().select(user_api="blas").lib_controllers
+        self._blas = [library for library in blas if library.num_threads > 1]
 
     def rebound(self, prepared: Prepared) -> Self | None:
         """Return another session of the same model with other weights.
@@ -118,7 +113,7 @@ class Inference:
         """Return outputs ``(N, *output_shape)`` of ``(N, *input_shape)``. Raise ``ShapeError``."""
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
-        with self._cap_blas():
+        with self._one_blas_thread():
             for start in range(0, len(inputs), self._batch_size):
                 chunk = inputs[start : start + self._batch_size]
                 batch, bound = self._bind(len(chunk))
@@ -154,6 +149,18 @@ class Inference:
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
         """Return the steps for a batch of this size in order, with their calls, for timing."""
         return self._bind(batch_size)[1].steps
+
+    @contextmanager
+    def _one_blas_thread(self) -> Iterator[None]:
+        """Limit BLAS to one thread: the pool shares the work. threadpoolctl's takes 20 us."""
+        threads = [library.num_threads for library in self._blas]
+        try:
+            for library in self._blas:
+                library.set_num_threads(1)
+            yield
+        finally:
+            for library, count in zip(self._blas, threads, strict=True):
+                library.set_num_threads(count)
 
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:

@@ -6,6 +6,7 @@ with 16 columns: the channels of a batch, the terms of a bias. Several rows side
 the time. Sums are also more accurate, because each lane is added up separately.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,9 +106,11 @@ class Reduction(SharedOperation):
         (x,) = inputs
         count = 2 * pool.threads if 0 not in self.axes and pool.shares(x.nbytes) else 1
         parts = cut(len(out), -(-len(out) // count)) if count > 1 else [...]
-        reduce = partial(self.of_pair.reduce, axis=self.axes, keepdims=True)
-        calls = [partial(reduce, x[part], out=out[part]) for part in parts]
+        calls = [self._reduced(x[part], out[part]) for part in parts]
         return pool.call([[[each]] * pool.threads for each in calls])
+
+    def _reduced(self, x: Array, out: Array) -> Call:
+        return partial(self.of_pair.reduce, x, axis=self.axes, keepdims=True, out=out)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,17 @@ class Sum(Reduction):
             columns = x.reshape(-1, out.size, copy=False)
             return column_sums(columns, out.reshape(-1, copy=False), pool)
         return super().bind_shared(inputs, out, pool)
+
+    def _reduced(self, x: Array, out: Array) -> Call:
+        """Return the product of ones by each matrix of rows; NumPy's sum takes 10 times as long."""
+        first, after = min(self.axes, default=0), max(self.axes, default=0) + 1
+        stack, columns = math.prod(x.shape[:first]), math.prod(x.shape[after:])
+        is_float = x.flags.c_contiguous and x.dtype.kind == "f"
+        if len(self.axes) < after - first or columns < 2 or not is_float:
+            return super()._reduced(x, out)
+        rows = x.reshape(stack, math.prod(x.shape[first:after]), columns, copy=False)
+        ones, sums = np.ones(rows.shape[1], x.dtype), out.reshape(stack, columns, copy=False)
+        return partial(np.matmul, ones, rows, sums)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         return (broadcast_to(cotangent, node.inputs[0].shape),)
