@@ -58,7 +58,7 @@ SWITCHES = {
     "flip": "mirror training images (default); not for classes that are mirror images",
     "colour-changes": "vary colours of training images (default); not for classes that differ in "
     "colour only",
-    "groups": "never evaluate on near-duplicates of images that are trained on (default); not if "
+    "groups": "never evaluate on copies of images that are trained on (default); not if "
     "images that look alike, as of a fixed camera, are different ones",
 }
 """Options --NAME and --no-NAME, and their help."""

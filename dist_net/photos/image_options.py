@@ -32,7 +32,7 @@ class ImageOptions:
     and 0 for heads with few mistakes. ``run``: the options of training a whole net; its epochs are
     for a net without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
-    ``groups``: whether near-duplicates are never split.
+    ``groups``: whether copies of a photo are never split.
     ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
     ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError.
     """

@@ -48,13 +48,13 @@ from dist_net.photos.fine_tuning import (
     usual_epochs,
 )
 from dist_net.photos.head_training import HeadTraining, judged_by
+from dist_net.photos.image_copies import image_copies
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
-    near_duplicates,
     scene_of_each,
     thumbnails_and_digests,
 )
@@ -282,8 +282,8 @@ class ImageRun:
         paths = [folder.images[row].path for row in rows.tolist()]
         scenes = scene_of_each(paths, self.options.group_by)
         groups = np.arange(len(labels))
-        alike = near_duplicates(thumbnails) if self.options.groups else ()
-        groups[rows] = rows[groups_of(scenes, alike)]
+        copies = image_copies(thumbnails) if self.options.groups else ()
+        groups[rows] = rows[groups_of(scenes, copies)]
         images.folder = folder.regrouped(
             groups.tolist(), self.options.validation, self.options.run.seed
         )

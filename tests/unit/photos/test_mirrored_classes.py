@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dist_net.photos.similar_images import SIDE, mirrored_classes
+from dist_net.photos.image_copies import SIDE
+from dist_net.photos.similar_images import mirrored_classes
 
 ARROW = np.array(
     [(-1, -0.25), (0.2, -0.25), (0.2, -0.7), (1, 0), (0.2, 0.7), (0.2, 0.25), (-1, 0.25)]
@@ -19,9 +20,9 @@ def thumbnail(name: str, generator: np.random.Generator) -> np.ndarray:
     turn = TURNS.get(name, 0) + generator.uniform(-0.15, 0.15)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     points = corners @ rotation * generator.uniform(20, 40) + generator.uniform(40, 60, 2)
-    image = Image.new("L", (100, 100), int(generator.integers(0, 100)))
-    ImageDraw.Draw(image).polygon([tuple(each) for each in points.tolist()], fill=220)
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
+    image = Image.new("RGB", (100, 100), (int(generator.integers(0, 100)),) * 3)
+    ImageDraw.Draw(image).polygon([tuple(each) for each in points.tolist()], fill=(220, 220, 220))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 @pytest.mark.parametrize(
