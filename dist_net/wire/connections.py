@@ -118,7 +118,6 @@ class Connections(threading.Thread):
         self._open: dict[int, TcpConnection] = {}  # by ZeroMQ's descriptor, oldest first
         self._numbers = count(1)
         self._numbered: dict[int, TcpConnection] = {}
-        self._unwanted: dict[int, str] = {}  # connections to drop, by number, and the reason
         self._heard: dict[int, str] = {}
         self._admission_rates = EventRates()
         self._postponed = self._strangers = 0
@@ -158,10 +157,6 @@ class Connections(threading.Thread):
         """Return how many bytes the peer has acknowledged in all; infinity if that is unknown."""
         connection = self._numbered.get(number)
         return (connection and transferred_bytes(connection.descriptor)[0]) or math.inf
-
-    def drop(self, number: int, reason: str) -> None:
-        """Have the thread close a connection soon."""
-        self._unwanted[number] = reason
 
     def stop(self) -> None:
         """End the thread; called by the socket's thread, before the socket is closed."""
@@ -268,10 +263,6 @@ class Connections(threading.Thread):
         while sum(each.unread_bytes for each in self._open.values()) > self._max_total_bytes:
             most = max(self._open, key=lambda at: self._open[at].unread_bytes)
             self._drop(most, "incomplete messages fill the memory, and its is the largest")
-        while self._unwanted:
-            number, reason = self._unwanted.popitem()
-            if (unwanted := self._numbered.get(number)) is not None:
-                self._drop(unwanted.descriptor, reason)
 
     def _measure_growth(self) -> None:
         """Update the growth of this process while messages are incomplete, without keys."""

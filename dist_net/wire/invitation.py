@@ -234,7 +234,7 @@ def revoke(directory: Path, name: str) -> list[str]:
                 except OSError as error:
                     faults.append(f"cannot delete {path} ({error.strerror})")
     if not faults:
-        faults += allowed_keys(directory)[2]
+        faults += allowed_keys(directory)[1]
     if faults:
         raise KeyFileError(
             f"{'; '.join(map(str, faults))}; revoked only: {', '.join(deleted) or 'nothing'}. "

@@ -183,7 +183,7 @@ def _secret_name(role: str) -> str:
 def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys:
     """Read a server's keys, or raise ``KeyFileError``. A standby's may admit no worker yet."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
-    allowed, _, faults = allowed_keys(directory)
+    allowed, faults = allowed_keys(directory)
     if faults:
         raise faults[0]
     if not allowed and not of_standby:
@@ -255,7 +255,6 @@ class AllowList:
     def __init__(self, keys: ServerKeys) -> None:
         self.directory, self._is_of_standby = keys.allow_list, keys.of_standby
         self._roles: dict[bytes, frozenset[str]] = {}
-        self._names: dict[bytes, str] = {}
         self._last_error = ""
         if self.directory.is_dir():
             self.refresh()
@@ -282,7 +281,7 @@ class AllowList:
         """Read the directory; return whether it is readable. Unreadable files admit no peer."""
         is_read = True
         try:
-            self._roles, self._names, faults = allowed_keys(self.directory)
+            self._roles, faults = allowed_keys(self.directory)
         except KeyFileError as error:
             is_read, faults = False, [error]
         found = "; ".join(map(str, faults))
@@ -290,10 +289,6 @@ class AllowList:
             logger.warning("allow_list_unreadable error=%s", found)
         self._last_error = found
         return is_read
-
-    def name_of(self, key: str) -> str:
-        """Return the name of a key (Z85), such as clients/NAME; "" once it is revoked."""
-        return self._names.get(key.encode(), "")
 
     def roles_of(self, key: str) -> frozenset[str]:
         """Return the roles of a key (Z85); none once it is revoked."""
@@ -313,20 +308,16 @@ def key_files(directory: Path, role: str) -> list[Path]:
         ) from error
 
 
-def allowed_keys(
-    directory: Path,
-) -> tuple[dict[bytes, frozenset[str]], dict[bytes, str], list[KeyFileError]]:
-    """Return each key's roles and name, and errors of unreadable files. Raise ``KeyFileError``."""
+def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[KeyFileError]]:
+    """Return each key's roles, and errors of unreadable files. Raise ``KeyFileError``."""
     allowed: dict[bytes, frozenset[str]] = {}
-    names: dict[bytes, str] = {}
     faults: list[KeyFileError] = []
     for role in MAY_SEND:
         keys, unreadable = read_key_files(directory, role)
         faults += unreadable
-        for path, key in keys.items():
+        for key in keys.values():
             allowed[key] = allowed.get(key, frozenset()) | {role}
-            names[key] = f"{path.parent.name}/{path.stem}"
-    return allowed, names, faults
+    return allowed, faults
 
 
 def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[KeyFileError]]:

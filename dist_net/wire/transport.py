@@ -343,19 +343,9 @@ class ServerSocket(FramedSocket):
         """Return how many of them the node's host has received; infinity if that is unknown."""
         return self._connections.read_bytes(*_NUMBER.unpack_from(node, -_NUMBER.size))
 
-    def sender(self, node: bytes) -> tuple[str, str]:
-        """Return the name of a node's key, "" without keys, and the address of its host."""
-        key, host = self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))
-        return self._allow_list.name_of(key) if key and self._allow_list else "", host
-
     def key_of(self, node: bytes) -> str:
         """Return a node's public key (Z85); "" if it needs none, or is gone."""
         return self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))[0]
-
-    def drop(self, node: bytes, reason: str) -> None:
-        """Close a node's connection soon."""
-        (connection,) = _NUMBER.unpack_from(node, -_NUMBER.size)
-        self._connections.drop(connection, reason)
 
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Log the current exception, which this message caused, and refuse the message.

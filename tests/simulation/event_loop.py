@@ -229,16 +229,6 @@ class PolledSocket:
         if len(self._waiting) == 1 and self._schedule.now_s >= self._deaf_until_s:
             self._loop.set_readable(self._descriptor, True)
 
-    def sender(self, node: bytes) -> tuple[str, str]:
-        return "", "virtual"
-
-    def sent_bytes(self, node: bytes) -> int:
-        """What is sent counts as read at once."""
-        return 0
-
-    def read_bytes(self, node: bytes) -> int:
-        return 0
-
     def fileno(self) -> int:
         return self._descriptor
 
