@@ -163,8 +163,12 @@ class RunningChild:
 
     def kill(self) -> None:
         """Kill it, and wait for its end."""
-        self._process.kill()
+        self.kill_soon()
         self.wait(math.inf)
+
+    def kill_soon(self) -> None:
+        """Kill it by its handle: never another process that has its id by now."""
+        self._process.kill()
 
     def _lines(self) -> list[str]:
         # The last line may be half written: with PYTHONUNBUFFERED each word is a write.

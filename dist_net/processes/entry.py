@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -156,6 +157,16 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as error:  # macOS has a second limit
             logger.info("descriptor_limit_kept limit=%d reason=%s", soft, error)
+
+
+def limit_memory(more_bytes: float) -> None:
+    """Let this process reserve ``more_bytes`` beside its memory; infinity removes the limit."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = hard
+    if more_bytes < math.inf:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + int(more_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:

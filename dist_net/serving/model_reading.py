@@ -40,7 +40,7 @@ from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import entry_point, terminate_after
 from dist_net.processes.terminal import FetchProgress, plain_console
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.description import MEMORY_BYTES, MEMORY_PER_BYTE, ModelDescription
 from dist_net.wire.codec import encode
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import ModelPrepared
@@ -54,8 +54,6 @@ POLL_S = 0.01
 FOLLOW_EVERY_S = 1.0
 MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
 
-MEMORY_BYTES = 1 << 30
-MEMORY_PER_BYTE = 12  # of the model's files: as read, exported, prepared, and in a plan
 MAX_COMPUTING_S = 120
 MAX_OPEN_FILES = 256
 

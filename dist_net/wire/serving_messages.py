@@ -30,12 +30,16 @@ MAX_REQUEST_BYTES = 32 << 20
 
 
 class JoinPool(NamedTuple):
-    """An inference worker of the gateway's ``release``; ``process_id`` matters on its host."""
+    """An inference worker of the gateway's ``release``; the first three are labels for people.
+
+    ``credential``: the secret that the gateway passed to the process, if it started it.
+    """
 
     name: Name
     host: HostName
     process_id: int
     release: str = ""
+    credential: str = ""
 
 
 class PoolWelcome(NamedTuple):

@@ -146,6 +146,27 @@ def test_a_request_that_ends_workers_is_quarantined(serve: Start, tmp_path: Path
         assert answer["outputs"][0]["data"] == [-(2**30)]
 
 
+def test_a_request_that_needs_too_much_memory_is_quarantined_and_others_are_answered(
+    serve: Start, tmp_path: Path
+) -> None:
+    ones, several = (
+        written(model, tmp_path / f"{name}.onnx")
+        for name, model in (("ones", square_ones()), ("several", sum_and_product()))
+    )
+    pool = serve(str(ones), str(several), "--workers", "2")
+    before = pool.all_workers(2)
+    both = tensor("count", "INT64", [[2], [3]]), tensor("numbers", "FP32", NUMBERS)
+    for _ in range(2):
+        code, answer = inferred(pool, "ones", tensor("side", "INT64", [25_000]))  # 2.5 GB
+        assert (code, "worker" in answer["error"]) == (500, True)
+        assert inferred(pool, "several", *both)[0] == 200
+        assert inferred(pool, "ones", tensor("side", "INT64", [10]))[1]["outputs"][0]["data"] == [
+            100
+        ]
+    assert before.items().isdisjoint(pool.all_workers(2).items())
+    assert "needed more memory" in pool.command.stderr
+
+
 def test_a_saved_model_of_several_inputs_and_outputs_is_served(
     serve: Start, start: Start, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from math import pi, sin
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from described import described
 from dist_net.serving.gateway.client_ledger import ClientLedger
@@ -27,15 +27,27 @@ from simulation.event_loop import (
 from simulation.failures import require
 from simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
 from simulation.pool_processes import (
+    HABITS,
     WORKERS,
+    HostileWorker,
     VirtualInferenceWorker,
     VirtualModelReaders,
 )
 from simulation.pool_watch import WatchedPool, number_in
 from simulation.schedule import TracedSchedule
 
+KILLED = "it was killed"
 STARTS_S = 0.3  # from a process's start to its first message
 DRIFT_S = 11.0
+
+
+class EndedChild(NamedTuple):
+    """What the gateway learns by the handle of a child that has ended."""
+
+    host: str
+    exit_code: int
+    last_words: str
+    is_lost: bool = False
 
 
 class PoolCluster:
@@ -64,6 +76,7 @@ class PoolCluster:
         self.names = names
         self.settings = settings
         self.workers: dict[int, VirtualInferenceWorker] = {}
+        self.hostile: list[HostileWorker] = []
         self.stood_still_s = 0.0
         self.answers: Counter[str] = Counter()
         self.is_healed = False  # nothing ends any more for no reason
@@ -81,7 +94,7 @@ class PoolCluster:
         self.thread = VirtualThread(self.process)
         self.loop = VirtualEventLoop(self.thread)
         self.pool = WatchedPool(
-            Pool(self.settings, self.names),
+            Pool(self.settings, self.names, self, count(1)),
             self.settings,
             lambda: self.stood_still_s,
             self._is_given_up,
@@ -108,12 +121,22 @@ class PoolCluster:
             self.network,
             self._batch_s,
             lambda: self.random.uniform(0.02, 0.2),
-            lambda numbers: not self.poison.isdisjoint(numbers),
+            lambda numbers: not (self.is_healed or self.poison.isdisjoint(numbers)),
             self._why_not_loaded,
             self._worker_ended,
         )
         self.schedule.note(worker.name, "begins%s", "" if is_child else " on another host")
         return worker
+
+    def add_hostile_worker(self) -> None:
+        """Let a remote worker with a random bad habit join, for good."""
+        name, habit = f"hostile {len(self.hostile)}", HABITS[self.random.integers(len(HABITS))]
+
+        def victim() -> tuple[str, int]:
+            return WORKERS, next(iter(self.workers), 0)
+
+        self.schedule.note(name, "joins, and %s", habit)
+        self.hostile.append(HostileWorker(name, habit, self.network, victim))
 
     def _batch_s(self, numbers: list[int]) -> float:
         base_s, row_s, spread, drift = self._times
@@ -132,20 +155,31 @@ class PoolCluster:
     def _worker_ended(self, worker: VirtualInferenceWorker, reason: str) -> None:
         del self.workers[worker.process_id]
         if worker.is_child:
-            ended = worker.process_id, worker.host, reason
-            self.thread.after(0.001, self.loop.call_soon, self.gateway.child_ended, *ended)
+            child = cast(Any, EndedChild(worker.host, -9 if reason == KILLED else 1, reason))
+            ended = self.gateway.child_ended, worker.credential, child
+            self.thread.after(0.001, self.loop.call_soon, *ended)
         if worker.is_child or not worker.worker.was_stopped:
             self.schedule.after(STARTS_S, self.add_worker, worker.is_child)
 
-    def _kill(self, process_id: int, host: str, reason: str) -> None:
-        worker = self.workers.get(process_id)
-        if worker is not None and worker.is_child and host == worker.host:
+    def _with(self, credential: str) -> VirtualInferenceWorker | None:
+        children = (each for each in self.workers.values() if each.is_child)
+        return next((each for each in children if each.credential == credential), None)
+
+    def is_child(self, credential: str) -> bool:
+        return self._with(credential) is not None
+
+    def is_running(self, credential: str) -> bool:
+        worker = self._with(credential)
+        return worker is not None and worker.process.stopped_until_s <= self.schedule.now_s
+
+    def _kill(self, credential: str, reason: str) -> None:
+        if (worker := self._with(credential)) is not None:
             self.schedule.after(0.0, worker.kill)
 
     def _is_given_up(self, command: EvictWorker, now: float) -> None:
-        self.schedule.note(f"worker {command.process_id}", "is given up: %s", command.reason)
-        worker = self.workers.get(command.process_id)
+        worker = self._with(command.child)
         if worker is not None:
+            self.schedule.note(worker.name, "is given up: %s", command.reason)
             quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
             settings = self.settings
             # Messages from and to the worker may have been lost with its connection.
@@ -242,7 +276,9 @@ class PoolCluster:
         require(left == (0, 0), f"{left} queued and pending requests are left of none")
         futures = len(self.gateway._futures)
         require(not futures, f"{futures} futures are left of what was asked")
-        require(len(status["workers"]) == len(self.workers), "not every worker is in the pool")
+        names = {each["name"] for each in status["workers"]}
+        missing = {each.name for each in self.workers.values()} - names
+        require(not missing, f"{missing} are not in the pool")
         for model in status["models"]:
             ends = sum(model[end] for end in ENDS if end not in ("admitted", "refused"))
             require(model["admitted"] == ends, f"{model['admitted']} were admitted, {ends} ended")
@@ -250,6 +286,6 @@ class PoolCluster:
             is_served = not model.is_unloaded and bool(model.versions)
             require(model.is_ready == is_served, f"{name} cannot be answered: {model.reason}")
         holds = self.pool.holds()
-        for process_id, worker in self.workers.items():
-            has, known = set(worker.models._networks), holds[process_id]
+        for worker in self.workers.values():
+            has, known = set(worker.models._networks), holds[worker.name]
             require(has == known, f"{worker.name} has {has}, and the pool knows of {known}")

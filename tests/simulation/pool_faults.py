@@ -12,7 +12,7 @@ from simulation.pool_processes import VirtualInferenceWorker
 TROUBLE_S = 3.0  # the time with faults
 REST_S = 8.0  # the pool must have recovered after this time without faults
 SETTINGS = PoolSettings(max_batch_size=4, queue_requests=80, max_batch_s=1.0, max_load_s=2.0)
-MAX_WORKERS = 5
+MAX_WORKERS, MAX_HOSTILE = 5, 3
 MAX_STOP_S = 3.0
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
 ANSWERED_S = 0.1
@@ -159,6 +159,10 @@ class TroubledPool:
         if len(self.cluster.workers) < MAX_WORKERS:
             self.cluster.add_worker(is_child=False)
 
+    def let_hostile_worker_join(self) -> None:
+        if len(self.cluster.hostile) < MAX_HOSTILE:
+            self.cluster.add_hostile_worker()
+
     def let_worker_leave(self) -> None:
         if (worker := self._worker()) is not None:
             worker.worker.stop("SIGTERM")
@@ -201,6 +205,7 @@ TROUBLES: tuple[Trouble, ...] = (
     TroubledPool.stop_worker,
     TroubledPool.slow_worker_down,
     TroubledPool.let_worker_join,
+    TroubledPool.let_hostile_worker_join,
     TroubledPool.let_worker_leave,
     TroubledPool.cut_connection,
     TroubledPool.cut_host_off,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, cast
 
+from described import described
 from dist_net.errors import JoinRefusedError, ModelLoadError, NoAnswerError, ServerLostError
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import ReadModel, RemoveArrays, Status
@@ -16,10 +17,12 @@ from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import ServedNetwork
 from dist_net.wire.heartbeat import HeartbeatSender
-from dist_net.wire.messages import Heartbeat, Message
+from dist_net.wire.messages import Heartbeat, Leave, Message, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     JoinPool,
+    Load,
+    Loaded,
     ModelPrepared,
     PoolWelcome,
     RunBatch,
@@ -35,6 +38,8 @@ LINGER_S = 0.01  # for the last message of a process that leaves
 
 class NumberedNetwork:
     """Replaces a `ServedNetwork`: outputs the version and the request's number."""
+
+    memory_bytes = 0
 
     def __init__(self, description: ModelDescription) -> None:
         self.description = description
@@ -135,6 +140,7 @@ class VirtualInferenceWorker:
         self.name = name
         self.process_id = process_id
         self.is_child = is_child
+        self.credential = f"secret of {name}" if is_child else ""
         self.host = WORKERS if is_child else name
         self.process = ThreadedProcess(network.schedule)
         self.slowness = 1.0
@@ -154,7 +160,7 @@ class VirtualInferenceWorker:
             cast(Any, self),
             self.models,
             self._start_heartbeats,
-            JoinPool(name, self.host, process_id),
+            JoinPool(name, self.host, process_id, "", self.credential),
             is_child,
             self._thread,
         )
@@ -266,6 +272,73 @@ class VirtualInferenceWorker:
         self._note("loses its connection")
         self._socket.vanish()
         self.is_disturbed(0.0)
+
+
+HABITS = ("leaves", "flaps", "holds", "refuses", "raves", "dawdles", "never loads")
+
+
+class HostileWorker:
+    """A remote worker with a key that claims to be a child of the gateway, and has a bad habit.
+
+    It joins again whenever it is out. ``victim()`` returns the host and the process id to claim.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        habit: str,
+        network: VirtualNetwork,
+        victim: Callable[[], tuple[str, int]],
+    ) -> None:
+        self.name, self.habit = name, habit
+        self._victim = victim
+        self._network = network
+        self._thread = VirtualThread(ThreadedProcess(network.schedule))
+        self._worker_id = 0
+        self._socket = network.connect(name, WORKERS)
+        self._socket.on_arrival = self._receive
+        self._join()
+        self._beat()
+
+    def _join(self) -> None:
+        self._worker_id = 0
+        self._socket.send(JoinPool(self.name, *self._victim(), credential="guess"))
+
+    def _beat(self) -> None:
+        if self._worker_id:
+            self._socket.send(Heartbeat(self._worker_id))
+        self._thread.after(0.2, self._beat)
+
+    def _receive(self) -> None:
+        while (message := self._socket.receive()) is not None:
+            match message:
+                case PoolWelcome(worker_id):
+                    self._worker_id = worker_id
+                case Load(model, version) if self.habit != "never loads":
+                    self._socket.send(Loaded(model, version, ""))
+                    self._socket.send(Loaded(model, version + 1, ""))
+                case RunBatch():
+                    self._run(message)
+                case Refuse():
+                    self._thread.after(0.1, self._join)
+
+    def _run(self, run: RunBatch) -> None:
+        count = len(run.payloads)
+        match self.habit:
+            case "leaves":
+                self._socket.send(Leave(self._worker_id))
+                self._thread.after(0.02, self._join)
+            case "flaps":
+                self._socket.vanish()
+                self._thread.after(0.02, self._join)
+            case "refuses":
+                statuses = bytes([Status.FAILED]) * count
+                self._socket.send(BatchDone(run.batch_id, statuses, 0.0, 0.0, (b"no",) * count))
+            case "raves":
+                self._socket.send(BatchDone(run.batch_id, b"", 0.0, 0.0, ()))
+            case "dawdles":
+                network = NumberedNetwork(described(run.model, run.version, input_shape=(1,)))
+                self._thread.after(0.4, self._socket.send, network.answer(run))
 
 
 class VirtualModelReaders:

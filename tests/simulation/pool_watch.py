@@ -25,6 +25,7 @@ from simulation.failures import require
 
 ROW = struct.Struct("<2f")
 PAUSED = "is paused"
+GONE = "any more; ask for the next"
 LATE_S = (
     0.15  # after its deadline a request may still be open: a gateway's turns may be 0.1 s apart
 )
@@ -78,10 +79,10 @@ class WatchedPool:
     def open_requests(self) -> int:
         return len(self._open) + len(self._reloads)
 
-    def holds(self) -> dict[int, set[tuple[str, int]]]:
-        """Return the versions that the pool believes each worker to have, by process."""
+    def holds(self) -> dict[str, set[tuple[str, int]]]:
+        """Return the versions that the pool believes each worker to have, by name."""
         return {
-            worker.process_id: {(model, one) for model, all in worker.holds.items() for one in all}
+            worker.name: {(model, one) for model, all in worker.holds.items() for one in all}
             for worker in self._pool._workers
         }
 
@@ -114,10 +115,36 @@ class WatchedPool:
         return self._checked(self._pool.prepared(message, now), now)
 
     def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
-        return self._checked(self._pool.lost(node, reason, now), now)
+        commands = self._checked(self._pool.lost(node, reason, now), now)
+        self._require_known_places()
+        return commands
 
-    def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
-        return self._checked(self._pool.child_ended(process_id, host, reason, now), now)
+    def child_ended(
+        self, child: str, reason: str, by_signal: bool, now: float
+    ) -> list[PoolCommand]:
+        commands = self._checked(self._pool.child_ended(child, reason, by_signal, now), now)
+        self._require_known_places()
+        return commands
+
+    def _require_known_places(self) -> None:
+        """Check that each open request is queued, or with a worker: else it could only expire."""
+        requests, workers = self._pool._requests, [*self._pool._workers]
+        places = {
+            *(
+                one
+                for all in requests.waiting.values()
+                for queue in all.values()
+                for one in queue.requests
+            ),
+            *(
+                one.request_id
+                for worker in workers
+                for batch in worker.running.values()
+                for one in batch.requests
+            ),
+        }
+        missing = len(requests._requests.keys() - places)
+        require(not missing, f"{missing} requests are neither queued nor computed")
 
     def dispatch(self, now: float) -> list[PoolCommand]:
         commands = self._checked(self._pool.dispatch(now), now)
@@ -141,7 +168,8 @@ class WatchedPool:
         return commands
 
     def _sent(self, node: bytes, payloads: Sequence[Payload]) -> None:
-        if len(payloads) == 1:
+        worker = self._pool._workers.at_node(node)
+        if len(payloads) == 1 and worker is not None and worker.child:
             self._had_alone[number_in(payloads[0])].add(node)
 
     def _end(self, request_id: int, result: Result, now: float) -> None:
@@ -160,8 +188,8 @@ class WatchedPool:
                 require(now >= admitted.deadline_s, f"request {number} expires too early")
             case Status.FAILED:
                 alone = len(self._had_alone[number])
-                require(alone >= 2, f"request {number} is put aside after {alone} workers")
-            case Status.UNAVAILABLE if PAUSED in result.reason:
+                require(alone >= 2, f"request {number} is put aside after {alone} children")
+            case Status.UNAVAILABLE if PAUSED in result.reason or GONE in result.reason:
                 pass
             case _:
                 require(False, f"request {number} to {request.model} ends by {result}")

@@ -17,7 +17,7 @@ QUICK = {
     "leased_samples_are_not_kept": 20,
     "parts_weigh_as_one": 40,
     "optimizer_of_a_lease_is_kept": 20,
-    "pool/second_batch_is_not_retried": 40,
+    "pool/cancelled_request_is_answered": 40,
     "standby/list_of_standbys_is_written_in_place": 10,
     "standby/standby_takes_over_beside_a_live_server": 10,
 }

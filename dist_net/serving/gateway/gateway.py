@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.clock import Clock
+from dist_net.processes.child import RunningChild
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
@@ -47,7 +48,7 @@ class Gateway:
     """Runs one pool, whose workers connect to ``socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
-    ``kill(process_id, host, reason)`` ends and replaces an evicted worker if this host started it.
+    ``kill(credential, reason)`` ends and replaces a child that was evicted.
     ``read`` reads models in other processes; ``prepared`` then receives the versions.
     """
 
@@ -55,7 +56,7 @@ class Gateway:
         self,
         pool: Pool,
         socket: ServerSocket,
-        kill: Callable[[int, str, str], None],
+        kill: Callable[[str, str], None],
         read: Callable[[ReadModel | RemoveArrays], None],
         clock: Clock,
         ledger: ClientLedger,
@@ -169,10 +170,12 @@ class Gateway:
     def retire_workers(self) -> None:
         self._execute(self.pool.retire())
 
-    def child_ended(self, process_id: int, host: str, reason: str) -> None:
+    def child_ended(self, credential: str, child: RunningChild) -> None:
         """Process the exit of a child at once, without waiting for a timeout."""
-        self.ended[host] += 1
-        self._execute(self.pool.child_ended(process_id, host, reason, self._clock.now()))
+        self.ended[child.host] += 1
+        by_signal = (child.exit_code or 0) < 0 and not child.is_lost
+        now, reason = self._clock.now(), child.last_words
+        self._execute(self.pool.child_ended(credential, reason, by_signal, now))
         self._want_turn()
 
     def prepared(self, message: ModelPrepared) -> None:
@@ -275,8 +278,7 @@ class Gateway:
                         reason = "its queue of messages is full"
                         self._execute(self.pool.lost(node, reason, self._clock.now()))
                         self._want_turn()
-                case EvictWorker(_, process_id, host, reason):
-                    logger.warning("worker_evicted process=%s reason=%s", process_id, reason)
-                    self._kill(process_id, host, reason)
+                case EvictWorker(child, reason):
+                    self._kill(child, reason)
                 case ReadModel() | RemoveArrays():
                     self._read(command)

@@ -131,7 +131,7 @@ class ModelReaders:
             if model in self._followed:
                 self._requested.setdefault(model, UNREQUESTED)
         elif (reason or model in self._requested) and child.process_id > 0:  # it was forked
-            os.kill(child.process_id, signal.SIGKILL)
+            child.kill_soon()
 
     def _answer(self, model: str) -> ModelPrepared | None:
         """Return the next answer of a model's process, if there is one. Raise ProtocolError."""

@@ -6,7 +6,7 @@ The supervisor is polled on the gateway's event loop, and at once when a process
 import asyncio
 import logging
 import math
-import os
+import secrets
 import signal
 import socket
 import sys
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,13 +42,15 @@ MAX_EARLY_ENDS = 3
 class PoolProcesses:
     """Keep this host's fork server and a worker for each of ``specs`` running; read models.
 
-    Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
-    the pool has been ready; before, an end that would repeat makes ``require_startable`` raise.
+    Each is restarted however often it ends, and killed if it does not join the pool. Each start of
+    a worker has a credential, by which the pool knows this process, whatever its messages claim.
+    ``is_begun``: the pool has been ready; before, an end that would repeat makes
+    ``require_startable`` raise.
     """
 
     def __init__(self, specs: Sequence[ProcessSpec], sources: PoolSources, logs: Path) -> None:
         self._local = ForkingProcesses(FORK_SERVER, logs)
-        self._specs = [self._local.fork_server, *specs]
+        self._workers = specs
         self._readers = ModelReaders(self._local.start, sources, SystemClock())
         self._here = Supervisor(self._local, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors = [self._here]
@@ -55,7 +58,8 @@ class PoolProcesses:
         self._ends: Counter[str] = Counter()
         self._failure: DistNetError | None = None
         self._wake = asyncio.Event()
-        self._member_s: dict[tuple[int, str], float] = {}  # when each started, or was a member last
+        self._credentials: dict[str, str] = {}  # of the newest process, by name
+        self._member_s: dict[str, float] = {}  # when each started, or was a member last
         self.is_begun = False
 
     def add_ray(
@@ -64,27 +68,30 @@ class PoolProcesses:
         """Also keep workers running on Ray's nodes; see ``Supervisor.add_workers``."""
         on_ray = Supervisor(ray, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors.append(on_ray)
-        self._start_on_ray = partial(on_ray.add_workers, worker, count)
+        self._start_on_ray = partial(
+            on_ray.add_workers, lambda name: self._with_credential(worker(name)), count
+        )
 
     def start(
         self,
-        ended: Callable[[int, str, str], None],
-        is_member: Callable[[int, str], bool],
+        ended: Callable[[str, RunningChild], None],
+        is_member: Callable[[str], bool],
         prepared: Callable[[ModelPrepared], None],
     ) -> asyncio.Task[None]:
         """Start the processes; return the task that supervises them on the running event loop.
 
-        ``ended(process_id, host, reason)`` is called when a process has ended;
-        ``is_member(process_id, host)`` returns whether one is in the pool; ``prepared`` is called
-        with each version that was read. Raise ProcessFailedError.
+        ``ended(credential, child)`` is called when a process has ended; ``is_member(credential)``
+        returns whether one is in the pool; ``prepared`` is called with each version that was read.
+        Raise ProcessFailedError.
         """
         self._ended, self._is_member, self._prepared = ended, is_member, prepared
         loop = asyncio.get_running_loop()
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
         self._supervising = loop.create_task(self._supervise())
-        for spec in self._specs:
-            self._here.add(spec)
+        self._here.add(self._local.fork_server)
+        for spec in self._workers:
+            self._here.add(partial(self._with_credential, spec))
         self._start_on_ray()
         return self._supervising
 
@@ -98,20 +105,25 @@ class PoolProcesses:
         if self._failure is not None:
             raise self._failure
 
-    def kill(self, process_id: int, host: str, reason: str) -> None:
-        """Kill a process, even if it hangs or is stopped."""
-        for supervisor in self._supervisors:
-            for child in supervisor.children:
-                if (child.process_id, child.host) != (process_id, host):
-                    continue
-                if child.exit_code is not None:
-                    continue
-                logger.warning("child_killed process=%d reason=%s", process_id, reason)
-                if supervisor is self._here:  # without waiting for its end
-                    with suppress(ProcessLookupError):
-                        os.kill(process_id, signal.SIGKILL)
-                else:
-                    child.kill()
+    def is_child(self, credential: str) -> bool:
+        return credential in self._credentials.values()
+
+    def is_running(self, credential: str) -> bool:
+        """Return whether ``/proc`` lists this host's process as running, not stopped or dead."""
+        child = self._child(credential)
+        if child is None or child.exit_code is not None or child.host != socket.gethostname():
+            return False
+        with suppress(OSError):
+            state = Path(f"/proc/{child.process_id}/stat").read_text().rpartition(")")[2].split()[0]
+            return state not in "TtZX"
+        return False
+
+    def kill(self, credential: str, reason: str) -> None:
+        """Kill a worker, even if it hangs or is stopped."""
+        child = self._child(credential)
+        if child is not None and child.exit_code is None:
+            logger.warning("child_killed name=%s reason=%s", child.name, reason)
+            child.kill_soon()
 
     def close(self, grace_s: float) -> None:
         """End all processes; kill the remaining processes after ``grace_s``."""
@@ -132,22 +144,29 @@ class PoolProcesses:
                 await asyncio.wait_for(self._wake.wait(), min(pauses_s))
             self._wake.clear()
 
+    def _with_credential(self, spec: ProcessSpec) -> ProcessSpec:
+        """Return the specification of the next start of a worker."""
+        self._credentials[spec.name] = credential = secrets.token_hex(16)
+        return replace(spec, arguments=(*spec.arguments, "--credential", credential))
+
+    def _child(self, credential: str) -> RunningChild | None:
+        children = (each for supervisor in self._supervisors for each in supervisor.children)
+        return next((c for c in children if self._credentials.get(c.name) == credential), None)
+
     def _kill_outsiders(self, now: float) -> None:
-        """Kill the processes that have not been members for ``JOINS_WITHIN_S``."""
+        """Kill the workers that have not been members for ``JOINS_WITHIN_S``."""
         member_s, self._member_s = self._member_s, {}
-        for child in (each for supervisor in self._supervisors for each in supervisor.children):
-            process = child.process_id, child.host
-            is_started = child.exit_code is None and child.process_id > 0  # by Ray, or forked
-            if not is_started or child.name == self._local.fork_server.name:  # it has own limits
-                continue
-            self._member_s[process] = last_s = (
-                now if self._is_member(*process) else member_s.get(process, now)
-            )
-            if now - last_s > JOINS_WITHIN_S:
-                self.kill(*process, f"it was not in the pool for {JOINS_WITHIN_S:g} s")
+        for credential in self._credentials.values():
+            child = self._child(credential)
+            if child is None or child.exit_code is not None or child.process_id < 0:
+                continue  # Ray has not placed it yet, or it was not forked
+            is_member = self._is_member(credential)
+            self._member_s[credential] = now if is_member else member_s.get(credential, now)
+            if now - self._member_s[credential] > JOINS_WITHIN_S:
+                self.kill(credential, f"it was not in the pool for {JOINS_WITHIN_S:g} s")
 
     def _may_restart(self, child: RunningChild) -> bool:
-        self._ended(child.process_id, child.host, child.last_words)
+        self._ended(self._credentials.get(child.name, ""), child)
         self._ends[child.name] += 1
         if self.is_begun:
             return True
@@ -159,15 +178,6 @@ class PoolProcesses:
                 f"last reason: {child.last_words} (log: {child.log})"
             )
         return self._failure is None
-
-
-def is_running(process_id: int, host: str) -> bool:
-    """Return whether ``/proc`` lists this host's process as running, not stopped or dead."""
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return host == socket.gethostname() and state not in "TtZX"
 
 
 def _notify(text: str) -> None:

@@ -33,7 +33,7 @@ from dist_net.release import release
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.model_readers import PoolSources
-from dist_net.serving.gateway.pool_processes import PoolProcesses, is_running
+from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dist_net.serving.gateway.serving_run")
 
 POLL_S = 0.02
+WORKER_ID_BITS = 63
 RETIRE_S = 2.0  # for children to leave before they are killed
 MIN_BATCH_BYTES = 64 << 20  # that a worker may send, as the size of some outputs is unknown
 FULL_COLLECTION = 200  # of the garbage collector, after this many collections of young objects
@@ -115,17 +116,12 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
     with ExitStack() as opened:
         places = _open(options, opened)
         clock = SystemClock()
-        pool = Pool(
-            options.pool,
-            options.names,
-            now=clock.now(),
-            first_worker_id=secrets.randbits(32),
-            release=release(),
-            is_running=is_running,
-        )
         specs = _workers(options, places.workers.contact_addresses[0], places.directory)
         read = _pool_sources(options, sources, places.directory)
         processes = PoolProcesses(specs, read, places.logs)
+        worker_ids = iter(partial(secrets.randbits, WORKER_ID_BITS), None)
+        names, now = options.names, clock.now()
+        pool = Pool(options.pool, names, processes, worker_ids, now, release())
         if places.ray is not None:
             places.ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)

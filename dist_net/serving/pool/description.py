@@ -15,6 +15,10 @@ from dist_net.nets.architecture import Architecture, architecture_from_json, arc
 from dist_net.nets.tensor_specs import Specs, record_of, to_bytes
 from dist_net.wire.serving_messages import ARRAYS_KEY, MAX_REQUEST_BYTES, MODEL_NAME
 
+MEMORY_BYTES = 1 << 30
+"""The memory that reading a model, and computing with it, may take, besides the next."""
+MEMORY_PER_BYTE = 12  # of the model's files: as read, exported, prepared, and in a plan
+
 
 @dataclass(frozen=True, kw_only=True)
 class VersionSummary:

@@ -1,13 +1,13 @@
 """The members of the pool: the inference workers, with their loaded models and running batches."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, PoolSettings, Result, Status
-from dist_net.wire.serving_messages import BatchDone, RunBatch
+from dist_net.wire.serving_messages import BatchDone, JoinPool, RunBatch
 
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """The statuses that a worker may report."""
@@ -19,12 +19,25 @@ PROOF_PAUSES = 3  # without an answer, after which a model is not ready
 NO_PROOF = -math.inf, -math.inf
 
 
+class Children(Protocol):
+    """The processes that the gateway started, each with a credential that only it knows."""
+
+    def is_child(self, credential: str) -> bool:
+        """Return whether this is the credential of a worker."""
+        ...
+
+    def is_running(self, credential: str) -> bool:
+        """Return whether that worker's process runs: it is not stopped, and has not ended."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class RunningBatch:
     """Requests that a worker computes; the first had the turn.
 
-    ``expected_s``: the longest time of their clients' last batches (0: unknown). A probe is a
-    request of the pool itself, without an id.
+    ``expected_s``: the time that such requests take (0: unknown). ``is_short``: it is known to end
+    soon; ``is_long``: others should not wait for it. A probe is a request of the pool itself,
+    without an id.
     """
 
     batch_id: int
@@ -34,6 +47,8 @@ class RunningBatch:
     rows: int
     sent_s: float
     expected_s: float
+    is_short: bool = False
+    is_long: bool = False
 
     @property
     def client(self) -> str:
@@ -98,9 +113,11 @@ class RunningBatch:
 class Worker:
     """One inference worker. Times are on the pool's clock.
 
-    ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
-    being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
-    its batches in order. ``runs_s``: when its process was found to run, though silent.
+    ``name``, ``host`` and ``process_id`` are its own labels, for people. ``child``: the credential
+    by which it proved to be a process of the gateway; "" for a remote worker, which may leave, lie
+    or never answer. ``holds``: by model, the loaded versions, newest last. ``loading``: the (model,
+    version) pairs being loaded, each with its start; ``failed``: the pairs that it could not load.
+    ``running``: its batches in order. ``runs_s``: when its process was found to run, though silent.
     ``answered_s``: the time of its last answer; ``proofs``: by model, when the next probe is due,
     and until when the model counts as answering. ``batches``, ``requests``: the number answered.
     """
@@ -110,6 +127,7 @@ class Worker:
     name: str
     host: str
     process_id: int
+    child: str
     heard_s: float
     holds: dict[str, list[int]] = field(default_factory=dict)
     loading: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -126,6 +144,17 @@ class Worker:
         """The model that it computes; None if it is idle."""
         batch = next(iter(self.running.values()), None)
         return None if batch is None else batch.description.name
+
+    @property
+    def busy_since_s(self) -> float:
+        """The time at which it began its batch; infinity if it is idle."""
+        batch = next(iter(self.running.values()), None)
+        return math.inf if batch is None else max(batch.sent_s, self.answered_s)
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it loads a model of which it has no version."""
+        return any(model not in self.holds for model, _ in self.loading)
 
     def has(self, model: str, version: int) -> bool:
         return version in self.holds.get(model, ())
@@ -144,25 +173,21 @@ class Worker:
 
 
 class PoolMembership:
-    """Every worker by its node, in the order of joining. Ids are never reused.
+    """Every worker by its node, in the order of joining; ``ids`` are secrets of the workers.
 
     A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
-    batches. ``is_running(process_id, host)``: whether a process is known to run. Such a worker may
-    be silent while it loads or computes, since Python code can keep heartbeats from being sent.
+    batches. A child whose process runs may be silent while it loads or computes, since Python code
+    can keep heartbeats from being sent.
     """
 
-    def __init__(
-        self,
-        settings: PoolSettings,
-        first_worker_id: int = 1,
-        is_running: Callable[[int, str], bool] = lambda *_: False,
-    ) -> None:
+    def __init__(self, settings: PoolSettings, ids: Iterator[int], children: Children) -> None:
         self._settings = settings
-        self._is_running = is_running
+        self._ids = ids
+        self._children = children
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
-        self._next_worker_id = first_worker_id
+        self.most_children = 0  # at a time
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -170,20 +195,38 @@ class PoolMembership:
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
-    def add(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
-        worker = Worker(self._next_worker_id, node, name, host, process_id, now)
-        self._next_worker_id += 1
+    def add(self, node: bytes, join: JoinPool, now: float) -> Worker:
+        child = join.credential if self._children.is_child(join.credential) else ""
+        worker = Worker(next(self._ids), node, join.name, join.host, join.process_id, child, now)
         self._workers[node] = worker
+        children = {each.child for each in self if each.child}
+        self.most_children = max(self.most_children, len(children))
         return worker
 
     def at_node(self, node: bytes) -> Worker | None:
         """Return the worker at a node; None if it was evicted or never joined."""
         return self._workers.get(node)
 
-    def of_process(self, host: str, process_id: int) -> Worker | None:
-        """The worker that last enlisted from that process; None if there is none."""
-        found = [each for each in self if (each.host, each.process_id) == (host, process_id)]
+    def of_child(self, credential: str) -> Worker | None:
+        """Return the worker that last joined from that process; None if there is none."""
+        found = [each for each in self if each.child == credential]
         return found[-1] if found else None
+
+    def is_trusted(self, worker: Worker) -> bool:
+        """Return whether the pool relies on a worker: a child, or any in a pool without children.
+
+        Of the others, only good answers count.
+        """
+        return bool(worker.child) or not self.most_children
+
+    def deciding(self, model: str) -> list[Worker]:
+        """Return the workers that count for a model: those that have a version of it, or else all.
+
+        Of these the children of the gateway, if there are any: remote workers add to what children
+        do, and never delay or decide it.
+        """
+        members = [worker for worker in self if model in worker.holds] or [*self]
+        return [worker for worker in members if worker.child] or members
 
     def remove(self, worker: Worker) -> None:
         del self._workers[worker.node]
@@ -213,13 +256,18 @@ class PoolMembership:
             return []
         for worker in self:
             is_late = now >= self._silent_s(worker) and (worker.running or worker.loading)
-            if is_late and self._is_running(worker.process_id, worker.host):
+            if is_late and worker.child and self._children.is_running(worker.child):
                 worker.runs_s = now
         late = [
             (worker, [reason for moment, reason in self._limits(worker) if now >= moment])
             for worker in self
         ]
         return [(worker, reasons[0]) for worker, reasons in late if reasons]
+
+    def hangs(self, worker: Worker, now: float) -> bool:
+        """Return whether a child computes its batch for too long: it runs, and is not stopped."""
+        is_late = now >= worker.busy_since_s + self._settings.max_batch_s
+        return is_late and bool(worker.child) and self._children.is_running(worker.child)
 
     def next_check_s(self, now: float) -> float | None:
         """Return the time at which the next silent worker becomes quiet or lost."""
@@ -238,7 +286,7 @@ class PoolMembership:
         yield self._silent_s(worker), f"silent for {settings.heartbeat_timeout_s:g} s"
         for batch in list(worker.running.values())[:1]:
             yield (
-                max(batch.sent_s, worker.answered_s) + settings.max_batch_s,
+                worker.busy_since_s + settings.max_batch_s,
                 f"busy with {batch.rows} rows of {batch.description.name} for longer than "
                 f"{settings.max_batch_s:g} s",
             )

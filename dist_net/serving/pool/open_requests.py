@@ -1,12 +1,14 @@
 """Every request in the pool, from its admission to its end; queued requests wait by client."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, takewhile
 
-from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
+from dist_net.serving.pool.costs import Costs, are_alike, size_of
+from dist_net.serving.pool.membership import RunningBatch, Worker
 from dist_net.serving.pool.quarantine import Quarantine
 from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Result, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
@@ -16,6 +18,7 @@ STALE_DEADLINES = 64
 ACTIVE_S = 1.0
 """A client counts as active until this long after its last request or answer."""
 REMEMBERED_S = 60.0  # how long the account of a client without requests is kept
+MAX_VOTES = 256
 NEWEST_WEIGHT = 0.25
 """The weight of a measurement in the moving means, which adapt within a few batches."""
 
@@ -24,42 +27,55 @@ NEWEST_WEIGHT = 0.25
 class ClientQueue:
     """The requests of one client to one model: those that wait, oldest first, and their account.
 
-    ``pending``: the number of its unanswered requests. ``batch_s``: the seconds of its last batch
-    (0: unknown). ``apart``: the number of its next requests that share no batch with those of
-    others: its first one, and more after one that failed or was slow. ``request_s``: the mean time
-    between its requests that leave the queue; ``left_s``: when one left, or when the queue began.
+    ``costs``: what its requests take by their size, and ``cost_s``: on average (0: unknown).
+    ``pending``: the number of its unanswered requests. ``apart_until_s``: until then its requests
+    share no batch with those of others: until its first answer, and again after one that failed or
+    was slow. ``request_s``: the mean time between its requests that leave the queue; ``left_s``:
+    when one left, or when the queue began; ``left``: the number that left since then.
     """
 
     model: str
     client: str
+    costs: Costs
     seen_s: float = 0.0
     requests: OrderedDict[int, InferenceRequest] = field(default_factory=OrderedDict)
     pending: int = 0
-    batch_s: float = 0.0
-    apart: int = 1
+    cost_s: float = 0.0
+    apart_until_s: float = math.inf
     request_s: float = 0.0
     left_s: float = 0.0
+    left: int = 0
 
     @property
     def oldest(self) -> InferenceRequest:
         return next(iter(self.requests.values()))
 
-    def next(self, now: float) -> InferenceRequest:
-        """Return the oldest; or if that waited half its time, the newest: the queue is too slow."""
-        oldest = self.oldest
-        if oldest.runs_alone or not _is_late(oldest, now):
+    def next(self, now: float, lends: bool, suspects: bool = False) -> InferenceRequest | None:
+        """Return the oldest; or if that waited half its time, the newest: the queue is too slow.
+
+        Without ``suspects``, only those that may share a batch. With ``lends``, the newest that was
+        not lent before: if it is never answered, the others, which begin at the other end, are in
+        time for it.
+        """
+        requests = self.requests.values()
+        oldest = next((one for one in requests if suspects or not one.runs_alone), None)
+        if not lends and (oldest is None or oldest.runs_alone or not _is_late(oldest, now)):
             return oldest
-        return next(reversed(self.requests.values()))
+        newest = (one for one in reversed(requests) if not (one.lent or one.runs_alone))
+        return next(newest, None if lends else oldest)
 
     def is_too_slow(self, enough: int, now: float) -> bool:
         """Return whether the oldest request is late, but the newest ``enough`` are not."""
         last = next(islice(reversed(self.requests.values()), enough - 1, None), None)
         return last is not None and _is_late(self.oldest, now) and not _is_late(last, now)
 
-    def left(self, count: int, now: float) -> None:
-        """Measure the rate of the queue, which this many requests have left for a batch."""
-        self.request_s += NEWEST_WEIGHT * ((now - self.left_s) / count - self.request_s)
-        self.left_s = now
+    def leaves(self, request: InferenceRequest, now: float) -> None:
+        """Remove a request that a worker computes or has answered, and measure the queue's rate."""
+        del self.requests[request.request_id]
+        self.left += 1
+        if now > self.left_s:  # not for each request of a batch
+            self.request_s += NEWEST_WEIGHT * ((now - self.left_s) / self.left - self.request_s)
+            self.left_s, self.left = now, 0
 
     @property
     def wait_s(self) -> float:
@@ -70,14 +86,19 @@ class ClientQueue:
 class OpenRequests:
     """Requests without an answer, whether queued or running.
 
+    Trusted workers take requests out of the queues. Those that others compute stay there, *lent*: a
+    trusted worker that finds one in its turn computes it too, and the first answer counts.
+
     ``waiting``: by model, the clients with queued requests; no operation iterates over all
-    requests. ``unsettled``: models whose versions may advance, as no request blocks them any more.
+    requests. ``costs``: by model, what the requests of all clients take. ``unsettled``: models
+    whose versions may advance, as no request blocks them any more.
     """
 
     def __init__(self, models: Mapping[str, ModelVersions], ids: Iterator[int]) -> None:
         self.waiting: dict[str, dict[str, ClientQueue]] = {}
         self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
+        self.costs = {name: Costs() for name in models}
         self._models = models
         self._ids = ids
         self._requests: dict[int, InferenceRequest] = {}
@@ -87,15 +108,22 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._requests
+
     def queued(self) -> int:
         """Return the number of queued requests."""
         return sum(
-            len(each.requests) for queues in self.waiting.values() for each in queues.values()
+            not request.lent
+            for queues in self.waiting.values()
+            for queue in queues.values()
+            for request in queue.requests.values()
         )
 
     def queue_of(self, model: str, client: str) -> ClientQueue:
         """Return a client's queue for a model; a new one, if the client was not seen recently."""
-        return self._queues.get((model, client)) or ClientQueue(model, client)
+        queue = self._queues.get((model, client))
+        return queue or ClientQueue(model, client, Costs(self.costs[model]))
 
     def seen(self, request: InferenceRequest, now: float) -> ClientQueue:
         """Return the queue of a request, and note that its client is active now."""
@@ -108,13 +136,17 @@ class OpenRequests:
                 del self._queues[key]
         return queue
 
-    def has_other_clients(self, client: str, now: float) -> bool:
-        """Return whether a request of another client waits, or one was seen in the last second."""
-        recent = takewhile(
-            lambda each: each.seen_s > now - ACTIVE_S, reversed(self._queues.values())
-        )
-        names = chain((each.client for each in recent), *self.waiting.values())
-        return any(name != client for name in names)
+    def has_other_clients(self, queue: ClientQueue, since_s: float) -> bool:
+        """Return whether a request of another client waits, or was seen since then."""
+        recent = takewhile(lambda each: each.seen_s > since_s, reversed(self._queues.values()))
+        queues = chain(recent, *(each.values() for each in self.waiting.values()))
+        return any(other.client != queue.client for other in queues)
+
+    def usual_cost_s(self, model: str) -> float:
+        """Return the median of what recent clients' requests usually take; infinity if unknown."""
+        recent = islice(reversed(self._queues.values()), MAX_VOTES)
+        votes = sorted(each.cost_s for each in recent if each.model == model and each.cost_s)
+        return votes[len(votes) // 2] if votes else math.inf
 
     def open(self, request: InferenceRequest, timeout_s: float, now: float) -> int:
         """Queue an admitted request; return its id."""
@@ -122,6 +154,7 @@ class OpenRequests:
         version = model.newest_number if request.version is None else request.version
         request.request_id, request.counted = next(self._ids), version
         request.admitted_s, request.deadline_s = now, now + timeout_s
+        request.size = size_of(request)
         self._requests[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
         # Requests that ended in time leave their deadlines here.
@@ -143,50 +176,50 @@ class OpenRequests:
         queues: Iterable[ClientQueue],
         max_rows: int,
         row_s: float,
+        lends: bool,
         now: float,
     ) -> list[InferenceRequest]:
-        """Remove and return the next batch: ``first``, and requests that may share it.
+        """Return the next batch, removed or lent: ``first``, and requests that may share it.
 
         The clients of ``queues`` take turns in this order until no request fits into ``max_rows``,
         or would end in time if a row takes ``row_s``. A suspect input runs alone.
         """
         batch, rows = [first], first.rows
-        self._dequeue(first)
+        self._leave(first, lends, now)
         own = self.queue_of(first.model, first.client)
-        taken: dict[ClientQueue, int] = {own: 1}
-        may_join = [each for each in queues if each is not own and not each.apart]
-        may_join = [own] if own.apart else [*may_join, own]
-        first.runs_alone = first.runs_alone or self._is_suspect(first, version)
+        first_s = own.costs.of(first) / max(1, first.rows)
+        may_join = [each for each in queues if each is not own and now >= each.apart_until_s]
+        may_join = [own] if now < own.apart_until_s else [*may_join, own]
         while may_join and not first.runs_alone:
             for queue in [*may_join]:
-                one = queue.next(now) if queue.requests else first
+                one = queue.next(now, lends) or first
                 more = rows + one.rows
                 ends_s = now + more * row_s
                 fits = more <= max_rows and ends_s <= min(first.deadline_s, one.deadline_s)
-                fits = fits and one.kind == first.kind and not one.runs_alone
-                if one is first or not fits or self._is_suspect(one, version):
+                fits = fits and one.kind == first.kind
+                fits = fits and are_alike(first_s, queue.costs.of(one) / one.rows)
+                if one is first or not fits or self.quarantine.is_suspect(one, version):
                     may_join.remove(queue)
                     continue
                 batch.append(one)
                 rows = more
-                self._dequeue(one)
-                taken[queue] = taken.get(queue, 0) + 1
-        for queue, count in taken.items():
-            queue.left(count, now)
+                self._leave(one, lends, now)
         return batch
 
     def refuse(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
-        """End a queued request that must not run."""
-        self._abandon(request)
-        return self._fail(request, result, now)
+        """End a request without an answer of the model."""
+        self._close(request)
+        statistics = self._models[request.model].statistics_of(result.version)
+        statistics.ended(result, now - request.admitted_s, 0.0)
+        return EndRequest(request.request_id, result)
 
     def cancel(self, request_id: int) -> None:
         """Remove a request from the queue; if a worker runs it, its answer will be dropped."""
         request = self._requests.get(request_id)
-        if request is None or request.is_unwanted:
+        if request is None:
             return
         self._models[request.model].statistics_of(request.counted).cancelled += 1
-        self._abandon(request)
+        self._close(request)
 
     def expire(self, now: float) -> list[EndRequest]:
         """End the expired requests. If a worker runs one, its answer will be dropped."""
@@ -194,25 +227,30 @@ class OpenRequests:
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
             request = self._requests[self._deadlines[0][1]]
             allowed_s = deadline_s - request.admitted_s
-            was_queued = self._abandon(request)
+            was_queued = self._is_queued(request) and not request.lent
             what = "no worker was free within" if was_queued else "a worker took longer than"
             reason = f"{what} the {allowed_s:.3g} s allowed"
             waited_s = now - request.admitted_s if was_queued else 0.0
             result = Result(Status.EXPIRED, request.counted, reason=reason, queue_s=waited_s)
-            ended.append(self._fail(request, result, now))
+            ended.append(self.refuse(request, result, now))
         return ended
 
     def next_deadline_s(self) -> float | None:
         """Return the time at which the next request expires."""
         while self._deadlines:
             request = self._requests.get(self._deadlines[0][1])
-            if request is not None and not request.is_unwanted:
+            if request is not None:
                 return request.deadline_s
             heappop(self._deadlines)
         return None
 
-    def complete(self, batch: RunningBatch, done: BatchDone, now: float) -> list[EndRequest]:
-        """End the requests of a finished batch, and count them."""
+    def complete(
+        self, batch: RunningBatch, done: BatchDone, is_trusted: bool, now: float
+    ) -> list[EndRequest]:
+        """End the requests of a finished batch, and count them.
+
+        Unless its worker ``is_trusted``, those that failed are for a child of the gateway.
+        """
         model, version = batch.description.name, batch.description.version
         statistics = self._models[model].statistics_of(version)
         if rows := batch.computed_rows(done):
@@ -220,96 +258,104 @@ class OpenRequests:
         transit_s = max(now - batch.sent_s - done.prepare_s - done.compute_s, 0.0)
         ended = []
         for request, result in zip(batch.requests, batch.results(done), strict=True):
-            self._close(request)
             if request.runs_alone and result.status is Status.OK:
-                self.quarantine.clear(model, version, request.payload)
-            if not request.is_unwanted:
-                latency_s = now - request.admitted_s
-                statistics.ended(result, latency_s, transit_s)
-                if result.status is Status.OK:
-                    self._models[model].recent.add(latency_s, now)
-                ended.append(EndRequest(request.request_id, result))
+                self.quarantine.clear(request, version)
+            if request.request_id not in self:  # it ended before
+                continue
+            if request.lent and result.status is not Status.OK and not is_trusted:
+                continue
+            if self._is_queued(request):
+                self._leave(request, False, now)
+            self._close(request)
+            latency_s = now - request.admitted_s
+            statistics.ended(result, latency_s, transit_s)
+            if result.status is Status.OK:
+                self._models[model].recent.add(latency_s, now)
+            ended.append(EndRequest(request.request_id, result))
         return ended
 
-    def retry(self, worker: Worker, now: float) -> list[EndRequest]:
-        """Put the requests of a lost worker back at the head of their queues.
+    def retry(self, worker: Worker, was_killed_by_input: bool, now: float) -> list[EndRequest]:
+        """Put the requests of a lost worker back at the head of their queues, or leave them there.
 
-        The requests of the batch that it was computing run alone from now on, unless they must not
-        run again. A probe of the pool has no id, and ends with its worker.
+        If its batch has killed it, the requests of that are suspects: they run alone from now on,
+        unless they must not run again. A worker that left or was cut off proves nothing. A probe of
+        the pool has no id, and ends with its worker.
         """
         batches = list(worker.running.values())
-        for request in batches[0].requests if batches else ():
+        for request in batches[0].requests if batches and was_killed_by_input else ():
             request.runs_alone = True
-            of, is_alone = batches[0].description, len(batches[0].requests) == 1
-            self.quarantine.add(of.name, of.version, request.payload, is_alone, now)
+            version, is_alone = batches[0].description.version, len(batches[0].requests) == 1
+            self.quarantine.add(request, version, is_alone, now)
         ended = []
         for batch in reversed(batches):
             number = batch.description.version
-            for request in reversed([one for one in batch.requests if one.request_id]):
-                if request.is_unwanted:
-                    self._close(request)
+            for request in reversed([one for one in batch.requests if one.request_id in self]):
+                if self._is_queued(request):  # it was only lent
                     continue
                 self._enqueue(request, now)
                 queue = self.queue_of(request.model, request.client)
                 queue.requests.move_to_end(request.request_id, last=False)
                 refusal = None
                 if request.runs_alone:
-                    refusal = self.quarantine.refusal(request.model, number, request.payload, now)
+                    refusal = self.quarantine.refusal(request, number, now)
                 if refusal is not None:
                     ended.append(self.refuse(request, refusal, now))
                 else:
                     self._models[request.model].statistics_of(request.counted).retried += 1
         return ended
 
-    def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
-        """Bind requests without a version to this one: no later version may answer them."""
-        waiting = self.waiting.get(model.name, {}).values()
-        requests = [one for queue in waiting for one in queue.requests.values()]
-        for worker in workers:
-            requests += [one for batch in worker.running.values() for one in batch.requests]
-        for request in requests:
-            if request.request_id and request.model == model.name and request.version is None:
-                request.version = version.description.version
-                version.bound += 1
+    def bind(self, model: ModelVersions, version: Version, now: float) -> list[EndRequest]:
+        """Bind requests without a version to this one: no later version may answer them.
 
-    def _is_suspect(self, request: InferenceRequest, version: int) -> bool:
-        return self.quarantine.is_suspect(request.model, version, request.payload)
+        If it is gone already, as no worker could load it again, end them.
+        """
+        number = version.description.version
+        requests = [
+            one
+            for one in self._requests.values()
+            if one.model == model.name and one.version is None
+        ]
+        if model.versions.get(number) is not version:
+            reason = f"no worker has version {number} of {model.name} any more; ask for the next"
+            result = Result(Status.UNAVAILABLE, reason=reason)
+            return [self.refuse(request, result, now) for request in requests]
+        for request in requests:
+            request.version = number
+        version.bound += len(requests)
+        return []
 
     def _enqueue(self, request: InferenceRequest, now: float) -> None:
         """Append a request to its client's queue."""
         queue = self.queue_of(request.model, request.client)
         if not queue.requests:
-            queue.left_s = now
+            queue.left_s, queue.left = now, 0
             self.waiting.setdefault(request.model, {})[request.client] = queue
         queue.requests[request.request_id] = request
 
-    def _dequeue(self, request: InferenceRequest) -> bool:
-        """Remove a request from its queue; return False if it is not queued."""
+    def _is_queued(self, request: InferenceRequest) -> bool:
+        return request.request_id in self.queue_of(request.model, request.client).requests
+
+    def _leave(self, request: InferenceRequest, lends: bool, now: float) -> None:
+        """Take a request out of its queue, or lend it."""
+        if lends:
+            request.lent = True
+            return
+        self.queue_of(request.model, request.client).leaves(request, now)
+        self._dequeue(request)
+
+    def _dequeue(self, request: InferenceRequest) -> None:
+        """Remove a request from its queue, if it is there."""
         queue = self.queue_of(request.model, request.client)
-        if queue.requests.pop(request.request_id, None) is None:
-            return False
-        if not queue.requests:
-            clients = self.waiting[request.model]
+        queue.requests.pop(request.request_id, None)
+        clients = self.waiting.get(request.model, {})
+        if not queue.requests and request.client in clients:
             del clients[request.client]
             if not clients:
                 del self.waiting[request.model]
-        return True
-
-    def _abandon(self, request: InferenceRequest) -> bool:
-        """Close a queued request, or have the answer of a running one dropped; return which."""
-        was_queued = self._dequeue(request)
-        if was_queued:
-            self._close(request)
-        else:
-            request.is_unwanted = True
-        return was_queued
-
-    def _fail(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
-        statistics = self._models[request.model].statistics_of(result.version)
-        statistics.ended(result, now - request.admitted_s, 0.0)
-        return EndRequest(request.request_id, result)
 
     def _close(self, request: InferenceRequest) -> None:
+        """Forget a request; if a worker computes it, its answer will be dropped."""
+        self._dequeue(request)
         del self._requests[request.request_id]
         name, number = request.model, request.version
         model = self._models[name]

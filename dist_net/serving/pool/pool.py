@@ -10,13 +10,13 @@ and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
 from dist_net.errors import ModelLoadError
 from dist_net.serving.pool.catalogue import Catalogue
-from dist_net.serving.pool.membership import PoolMembership, Worker
+from dist_net.serving.pool.membership import Children, PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import (
     EndRequest,
@@ -42,9 +42,8 @@ UNKNOWN_WORKER = Refuse("the gateway has given this worker up", may_rejoin=True)
 class Pool:
     """Times are seconds on one monotonic clock; the pool starts at ``now``.
 
-    ``first_worker_id`` should change with every start, so that workers of the previous pool are
-    unknown to this pool. ``release``: the release of dist_net that workers must have.
-    ``is_running``: see ``PoolMembership``.
+    ``worker_ids`` are secret numbers, so that no worker sends the heartbeats of another one, or of
+    a previous pool. ``release``: the release of dist_net that workers must have.
 
     Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
     and requests to read models. An admitted request ends with one ``EndRequest`` or a cancellation.
@@ -54,10 +53,10 @@ class Pool:
         self,
         settings: PoolSettings,
         model_names: Sequence[str],
+        children: Children,
+        worker_ids: Iterator[int],
         now: float = 0.0,
-        first_worker_id: int = 1,
         release: str = "",
-        is_running: Callable[[int, str], bool] = lambda *_: False,
     ) -> None:
         self._release = release
         self.catalogue = Catalogue(model_names)
@@ -66,7 +65,7 @@ class Pool:
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
-        self._workers = PoolMembership(settings, first_worker_id, is_running)
+        self._workers = PoolMembership(settings, worker_ids, children)
         self._requests = OpenRequests(models, self._request_ids)
         self._scheduler = Scheduler(settings, self._workers, models, self._requests)
         self._check_s: float | None = None  # the time of the next check of the workers
@@ -106,7 +105,7 @@ class Pool:
         if model not in self._models:
             return no_such_model(model, self._models)
         if (newest := self._models[model].newest) is not None:
-            self._requests.bind(self._models[model], newest, self._workers)
+            self._requests.bind(self._models[model], newest, 0.0)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
         return Result(Status.OK)
@@ -131,7 +130,10 @@ class Pool:
             if (fault := batch.fault(message)) is not None:
                 return self._evict(worker, f"it answered a batch with {fault}", now)
             self._scheduler.returned(worker, batch, message, now)
-            return [] if batch.is_probe else [*self._requests.complete(batch, message, now)]
+            if batch.is_probe:
+                return []
+            is_trusted = self._workers.is_trusted(worker)
+            return [*self._requests.complete(batch, message, is_trusted, now)]
         match message:
             case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
                 worker = next((of for of in self._workers if of.worker_id == worker_id), None)
@@ -146,22 +148,25 @@ class Pool:
                     f"{self._release}: install the same release, unchanged, on both hosts"
                 )
                 return [SendToNode(node, Refuse(reason, may_rejoin=False))]
-            case JoinPool(name, host, process_id):
-                return self.join(node, name, host, process_id, now)
+            case JoinPool():
+                return self._join(node, message, now)
             case Leave():
                 return self.lost(node, "it left", now)
         reason = f"{type(message).__name__} is not for the workers' address of a gateway"
         return [SendToNode(node, Refuse(reason, may_rejoin=False))]
 
-    def join(
-        self, node: bytes, name: str, host: str, process_id: int, now: float
-    ) -> list[PoolCommand]:
+    def _join(self, node: bytes, message: JoinPool, now: float) -> list[PoolCommand]:
         """Admit a worker; send a member its id again."""
         worker = self._at(node, now)
         if worker is None:
-            worker = self._workers.add(node, name, host, process_id, now)
+            worker = self._workers.add(node, message, now)
             self._check_by(now)
-            logger.info("worker_joined worker=%d name=%s host=%s", worker.worker_id, name, host)
+            logger.info(
+                "worker_joined name=%s host=%s child=%s",
+                worker.name,
+                worker.host,
+                bool(worker.child),
+            )
         settings = self._settings
         welcome = PoolWelcome(
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s
@@ -181,10 +186,12 @@ class Pool:
         worker = self._at(node, now)
         return [] if worker is None else self._lose(worker, reason, now)
 
-    def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
-        """Process the exit of a worker at once, without waiting for a timeout."""
-        worker = self._workers.of_process(host, process_id)
-        return [] if worker is None else self._failed(worker, reason, now)
+    def child_ended(
+        self, child: str, reason: str, by_signal: bool, now: float
+    ) -> list[PoolCommand]:
+        """Process the exit of a child at once, without waiting for a timeout."""
+        worker = self._workers.of_child(child)
+        return [] if worker is None else self._failed(worker, reason, by_signal, now)
 
     # Time
 
@@ -252,9 +259,9 @@ class Pool:
         can_answer = all(self._scheduler.can_answer(model, now) for model in wanted)
         return bool(wanted) and can_answer and not self._scheduler.is_draining
 
-    def is_member(self, process_id: int, host: str) -> bool:
-        """Return whether a process is a worker of the pool."""
-        return self._workers.of_process(host, process_id) is not None
+    def is_member(self, child: str) -> bool:
+        """Return whether a child is a worker of the pool."""
+        return self._workers.of_child(child) is not None
 
     def failures(self) -> list[ModelLoadError]:
         """Return the errors of models that were not read, or that no worker can load any more."""
@@ -283,22 +290,27 @@ class Pool:
         return worker
 
     def _evict(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
-        if self._workers.of_process(worker.host, worker.process_id) is not worker:
-            # The process joined again by another connection, and is healthy.
+        if not worker.child or self._workers.of_child(worker.child) is not worker:
+            # It is remote, or the process joined again by another connection, and is healthy.
             return self._lose(worker, reason, now)
-        evict = EvictWorker(worker.node, worker.process_id, worker.host, reason)
-        return [evict, *self._failed(worker, reason, now)]
+        hangs = self._workers.hangs(worker, now)
+        return [EvictWorker(worker.child, reason), *self._failed(worker, reason, hangs, now)]
 
-    def _failed(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
-        """Remove a worker whose process failed, perhaps while it loaded a bad version."""
+    def _failed(
+        self, worker: Worker, reason: str, was_killed_by_input: bool, now: float
+    ) -> list[PoolCommand]:
+        """Remove a child whose process failed, perhaps while it loaded a bad version."""
         for name, version in worker.loading:
             self._models[name].lost_while_loading(version, reason)
-        return self._lose(worker, reason, now)
+        return self._lose(worker, reason, now, was_killed_by_input)
 
-    def _lose(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
+    def _lose(
+        self, worker: Worker, reason: str, now: float, was_killed_by_input: bool = False
+    ) -> list[PoolCommand]:
         logger.warning("worker_lost name=%s reason=%s", worker.name, reason)
         self._workers.remove(worker)
-        return [*self._requests.retry(worker, now), *self._advance_all(now)]
+        ended = self._requests.retry(worker, was_killed_by_input, now)
+        return [*ended, *self._advance_all(now)]
 
     def _advance_all(self, now: float) -> list[PoolCommand]:
         return [command for model in self._models.values() for command in self._advance(model, now)]
@@ -306,15 +318,20 @@ class Pool:
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
         """Advance a model's versions as far as possible."""
         self._probe_s = now
+        commands: list[PoolCommand] = [*self._refresh(model, now)]
+        if advanced := model.advance(self._workers, now):
+            self._check_by(now + self._settings.max_load_s)
+        return [*commands, *advanced, *self._refresh(model, now)]
+
+    def _refresh(self, model: ModelVersions, now: float) -> list[EndRequest]:
+        """Update the served versions; requests for other inputs stay with the former version."""
         before = model.newest
         model.refresh(self._workers)
         after = model.newest
-        if before is not None and after is not None and before.takes != after.takes:
-            self._requests.bind(model, before, self._workers)
-        commands = model.advance(self._workers, now)
-        if commands:
-            self._check_by(now + self._settings.max_load_s)
-        return [*commands]
+        if before is None or after is None or before is after:
+            return []
+        self._requests.unsettled[model.name] = None  # the former one may be dropped now
+        return self._requests.bind(model, before, now) if before.takes != after.takes else []
 
     def _check_by(self, moment: float) -> None:
         self._check_s = min(moment, moment if self._check_s is None else self._check_s)

@@ -2,9 +2,8 @@
 
 import logging
 from collections import OrderedDict
-from hashlib import blake2b
 
-from dist_net.serving.pool.requests import Payload, Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +27,9 @@ class Quarantine:
         self._losses: OrderedDict[tuple[str, int, bytes], int] = OrderedDict()
         self._guilty_s: dict[tuple[str, int], list[float]] = {}  # the last few, by version
 
-    def add(self, model: str, version: int, payload: Payload, is_alone: bool, now: float) -> None:
-        """Count the loss of a worker that computed this payload."""
-        key = model, version, _digest(payload)
+    def add(self, request: InferenceRequest, version: int, is_alone: bool, now: float) -> None:
+        """Count the death of a worker that computed this request."""
+        model, key = request.model, (request.model, version, request.digest)
         losses = self._losses[key] = self._losses.get(key, 0) + is_alone
         if len(self._losses) > MAX_SUSPECTS:
             self._losses.popitem(last=False)
@@ -42,17 +41,17 @@ class Quarantine:
             recent[model, version] = [*recent.get((model, version), ()), now][-GUILTY_INPUTS:]
             self._guilty_s = recent
 
-    def is_suspect(self, model: str, version: int, payload: Payload) -> bool:
-        """Return whether a worker was lost with it, so that it must run alone."""
-        # A digest of 32 MiB takes some 30 ms.
-        return bool(self._losses) and (model, version, _digest(payload)) in self._losses
+    def is_suspect(self, request: InferenceRequest, version: int) -> bool:
+        """Return whether a worker died of it, or of its batch, so that it must run alone."""
+        return self._deaths(request, version) is not None
 
-    def clear(self, model: str, version: int, payload: Payload) -> None:
+    def clear(self, request: InferenceRequest, version: int) -> None:
         """Forget a payload that was answered."""
-        self._losses.pop((model, version, _digest(payload)), None)
+        self._losses.pop((request.model, version, request.digest), None)
 
-    def refusal(self, model: str, version: int, payload: Payload, now: float) -> Result | None:
+    def refusal(self, request: InferenceRequest, version: int, now: float) -> Result | None:
         """Return the result of a request that must not run, or None if it may."""
+        model = request.model
         guilty_s = self._guilty_s.get((model, version), [])
         broken_s = guilty_s[0] + WITHIN_S - now if len(guilty_s) == GUILTY_INPUTS else 0.0
         if broken_s > 0:
@@ -61,13 +60,12 @@ class Quarantine:
                 f"that computed them, {CRASHES_ALONE} each, within {WITHIN_S:g} s"
             )
             return Result(Status.UNAVAILABLE, version, reason=reason, retry_after_s=broken_s)
-        if not self._losses:
-            return None
-        if self._losses.get((model, version, _digest(payload)), 0) < CRASHES_ALONE:
+        if (self._deaths(request, version) or 0) < CRASHES_ALONE:
             return None
         reason = f"this input ended {CRASHES_ALONE} workers that computed it alone"
         return Result(Status.FAILED, version, reason=reason)
 
-
-def _digest(payload: Payload) -> bytes:
-    return blake2b(payload, digest_size=16).digest()
+    def _deaths(self, request: InferenceRequest, version: int) -> int | None:
+        if not self._losses:  # a digest of 32 MiB takes some 30 ms
+            return None
+        return self._losses.get((request.model, version, request.digest))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
 from dist_net.errors import SettingError
@@ -72,8 +73,9 @@ class InferenceRequest:
     ``client`` identifies the sender: requests with the same value share one queue and one turn.
 
     The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
-    the version whose statistics count it until it runs. ``runs_alone``: a worker was lost with it.
-    ``is_unwanted``: it was cancelled or expired while it runs, so its answer is dropped.
+    the version whose statistics count it until it runs. ``size``: see ``size_of``. ``runs_alone``:
+    a worker died of it, or of another one in its batch. ``lent``: a remote worker has computed it,
+    or had it in vain.
     """
 
     model: str
@@ -87,8 +89,17 @@ class InferenceRequest:
     admitted_s: float = 0.0
     deadline_s: float = 0.0
     counted: int = 0
+    size: int = 0
     runs_alone: bool = False
-    is_unwanted: bool = False
+    lent: bool = False
+    _digest: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        """Of the payload; it is computed once."""
+        if not self._digest:
+            self._digest = blake2b(self.payload, digest_size=16).digest()
+        return self._digest
 
     @property
     def kind(self) -> tuple[int | None, bool]:
@@ -134,11 +145,9 @@ class EndRequest(NamedTuple):
 
 
 class EvictWorker(NamedTuple):
-    """Kill this lost worker, if it is a child, and start another."""
+    """Kill this lost worker, the child with this credential, and start another."""
 
-    node: bytes
-    process_id: int
-    host: str
+    child: str
     reason: str
 
 

@@ -1,6 +1,7 @@
 """Which requests are admitted, and which batch runs next, on which worker.
 
-Nothing is predicted: a request needs room in its client's queue; a batch's time decides turns.
+A request is admitted if its client's queue has room; the times of batches decide turns. What a
+request will cost, by its size, decides only where it may run, and with which others.
 """
 
 import math
@@ -8,9 +9,16 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from dist_net.serving.pool.costs import SHORT_BATCH_S, size_of
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.open_requests import NEWEST_WEIGHT, ClientQueue, OpenRequests
+from dist_net.serving.pool.open_requests import (
+    ACTIVE_S,
+    NEWEST_WEIGHT,
+    REMEMBERED_S,
+    ClientQueue,
+    OpenRequests,
+)
 from dist_net.serving.pool.requests import (
     EndRequest,
     InferenceRequest,
@@ -25,17 +33,21 @@ from dist_net.wire.serving_messages import BatchDone
 WORKER_STARTS_S = 1.0
 """The approximate time to replace a lost worker, or to load a first model."""
 
-SHORT_BATCH_S = 0.005
-"""A worker receives its next batch before it finishes a batch that is shorter than this: waiting
-for the message would cost more than the computation."""
-
 MIN_CHARGE_S = 1e-4
 """The minimum that a request costs the turn of its client, and a batch that of its model."""
 
-SLOW_FACTOR = 32
-"""A batch that takes this multiple of the usual time of a row, for each row, is slow."""
+LONG_FACTOR = 8
+"""A request that costs this multiple of what clients' requests usually do is long."""
 
-APART_REQUESTS = 16  # of a client that share no batch after one that failed or was slow
+SLOW_FACTOR = 16
+"""A batch that takes this multiple of the time that was expected of it is slow."""
+
+NOT_SHORT_S = 4 * SHORT_BATCH_S
+
+DISTRUST_FACTOR = 200
+"""A client is distrusted for this multiple of the time that its slow or failed batch took: what it
+costs others in spite of the rules is less than a hundredth of the time."""
+
 DEADLINE_FACTOR = 1.5  # a batch may take this multiple of its usual time
 MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
 
@@ -79,7 +91,11 @@ class Scheduler:
     Models take turns, and the clients of a model, so that each gets the same time of the workers.
     Each model has an equal share of the workers. While it does not use its share, others leave idle
     workers for it. While several clients are active, each has at most half of the workers, rounded
-    up. Neither holds for clients whose last batch was shorter than ``SHORT_BATCH_S``.
+    up. Neither holds for requests that end within ``SHORT_BATCH_S``. A request that is long for its
+    model, or of a distrusted client, runs alone, and leaves a worker without such requests.
+
+    These rules hold among the trusted workers, and again among the others, which are lent requests
+    that no trusted worker has begun.
 
     With ``is_draining`` no requests are admitted.
     """
@@ -124,9 +140,8 @@ class Scheduler:
         wrong = _mismatch(request, description, self._settings.max_batch_size)
         if wrong is not None:
             return Result(Status.BAD_INPUT, description.version, reason=wrong)
-        quarantine = self._requests.quarantine
-        of = model.name, description.version, request.payload
-        return quarantine.refusal(*of, now) or self._no_room(request, model, now)
+        refusal = self._requests.quarantine.refusal(request, description.version, now)
+        return refusal or self._no_room(request, model, now)
 
     def _no_room(
         self, request: InferenceRequest, model: ModelVersions, now: float
@@ -148,61 +163,102 @@ class Scheduler:
     def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | EndRequest | None:
         """Start a batch, or end a request that must not run; return None if nothing can run."""
         live = self._workers.live(now)
-        free = [
-            worker
-            for worker in live
-            if len(worker.running) < 2
-            and all(0 < one.expected_s < SHORT_BATCH_S for one in worker.running.values())
-        ]
-        if not free:
-            return None
-        clients = [one.client for worker in live for one in worker.running.values()]
+        for lends in (False, True):  # trusted workers first
+            group = [each for each in live if self._workers.is_trusted(each) is not lends]
+            free = [
+                worker
+                for worker in group
+                if len(worker.running) < 2 and all(one.is_short for one in worker.running.values())
+            ]
+            if free and (found := self._next_on(free, group, lends, now)) is not None:
+                return found
+        return None
+
+    def _next_on(
+        self, free: list[Worker], group: list[Worker], lends: bool, now: float
+    ) -> tuple[Worker, RunningBatch] | EndRequest | None:
+        """Start a batch on a ``free`` worker of a group, if the group's rules allow one."""
+        running = [one for worker in group for one in worker.running.values()]
+        for one in running:
+            if one.is_short and now > one.sent_s + NOT_SHORT_S:  # one of its clients has misled us
+                one.is_short = False
+                for misled in one.requests:
+                    own = self._requests.queue_of(misled.model, misled.client)
+                    own.apart_until_s = math.inf
+        clients = Counter(one.client for one in running)
+        quarantine = self._requests.quarantine
+        # The next suspect waits for the worker that replaces the one that died of the last.
+        most = len(group) if lends else max(len(group), self._workers.most_children)
+        ready = sum(not worker.is_starting for worker in group)
+        may_be_long = ready - sum(one.is_long for one in running) > 1 or most == 1
         for name in sorted(self._requests.waiting, key=self._model_turns.of):
-            may_be_long = self._leaves_shares(name, live)
+            leaves_shares = self._leaves_shares(name, group)
             queues = self._by_turn(name)
+            usual_s = 0.0
             for queue in queues:
-                is_short = 0 < queue.batch_s < SHORT_BATCH_S
-                has_half = 2 * clients.count(queue.client) >= len(live) > 1
-                if not is_short and (
-                    not may_be_long
-                    or (has_half and self._requests.has_other_clients(queue.client, now))
-                ):
+                if (request := queue.next(now, lends, may_be_long)) is None:
                     continue
-                request = queue.next(now)
+                likely = self._models[name].newest_number
+                number = likely if request.version is None else request.version
+                request.runs_alone |= quarantine.is_suspect(request, number)
+                is_short = self._is_short(request, queue, now)
+                is_long = False
+                if not is_short:
+                    usual_s = usual_s or self._requests.usual_cost_s(name)
+                    is_long = self._is_long(request, queue, usual_s, now)
+                    has_half = 2 * clients[queue.client] >= len(group) > 1
+                    if not leaves_shares or (is_long and not may_be_long):
+                        continue
+                    if has_half and self._requests.has_other_clients(queue, now - ACTIVE_S):
+                        continue
                 choice = self._choose(request, is_short, free)
                 if choice is None:
                     continue
                 worker, version = choice
-                of = name, version, request.payload
-                refusal = self._requests.quarantine.refusal(*of, now)
-                if refusal is not None:
+                if (refusal := quarantine.refusal(request, version, now)) is not None:
                     return self._requests.refuse(request, refusal, now)
-                return worker, self._start(request, queues, worker, version, now)
+                is_batched = self._models[name].versions[version].description.is_batched
+                max_rows = self._settings.max_batch_size if is_batched and not is_long else 1
+                row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
+                take = request, version, queues, max_rows, row_s, lends, now
+                batch = self._requests.take(*take)
+                return worker, self._start(worker, version, batch, is_long, now)
         return None
 
     def returned(self, worker: Worker, batch: RunningBatch, done: BatchDone, now: float) -> None:
-        """Record a batch that a worker has finished, and charge its time to its clients."""
+        """Record a batch that a worker has finished, and charge its time to its clients.
+
+        The time of a remote worker beside children is its own claim, and charged to nobody.
+        """
         took_s = worker.finish(batch, now)
         name = batch.description.name
         self._models[name].is_answering = True
-        row_s, usual_s = took_s / batch.rows, self._row_s.get(name)
-        is_slow = usual_s is not None and took_s > SHORT_BATCH_S and row_s > SLOW_FACTOR * usual_s
-        if usual_s is None:
-            self._row_s[name] = row_s
-        elif batch.computed_rows(done) and not is_slow:
-            self._row_s[name] += NEWEST_WEIGHT * (row_s - usual_s)
+        if not self._workers.is_trusted(worker):
+            return
+        is_slow = took_s > max(SHORT_BATCH_S, SLOW_FACTOR * (batch.expected_s or math.inf))
+        if batch.computed_rows(done) == batch.rows and not (is_slow or batch.is_long):
+            row_s = took_s / batch.rows
+            self._row_s[name] = self._row_s.get(name, row_s)
+            self._row_s[name] += NEWEST_WEIGHT * (row_s - self._row_s[name])
+        each_s = took_s / len(batch.requests)
         if batch.is_probe:
+            self._requests.costs[name].learn(batch.requests[0], each_s)
             return
         self._model_turns.charge(name, took_s)
         is_mixed = any(request.client != batch.client for request in batch.requests)
         for request, status in zip(batch.requests, done.statuses, strict=True):
             self._client_turns[name].charge(request.client, took_s * request.rows / batch.rows)
             queue = self._requests.seen(request, now)
-            queue.batch_s = took_s
+            queue.cost_s = queue.cost_s or each_s
+            queue.cost_s += NEWEST_WEIGHT * (each_s - queue.cost_s)
+            if status == Status.OK:
+                queue.costs.learn(request, each_s)
+                if not (is_slow or _is_distrusted(queue, now)):
+                    self._requests.costs[name].learn(request, each_s)
             if status == Status.FAILED or (is_slow and not is_mixed):
-                queue.apart = APART_REQUESTS
-            else:
-                queue.apart = max(queue.apart - 1, int(is_slow))
+                queue.apart_until_s = now + DISTRUST_FACTOR * took_s
+            elif is_slow or queue.apart_until_s == math.inf:
+                queue.apart_until_s = math.inf if is_slow else 0.0  # its next answer will tell
 
     def due_probes(self, now: float) -> Iterator[tuple[Worker, RunningBatch]]:
         """Start a request of the pool itself on each worker without a recent answer for a model."""
@@ -214,8 +270,9 @@ class Scheduler:
                     continue
                 description = self._models[name].versions[number].description
                 probe = InferenceRequest(name, description.probe, admitted_s=now)
-                if self._requests.quarantine.refusal(name, number, probe.payload, now) is None:
-                    yield worker, self._run(worker, number, [probe], 0.0, now)
+                probe.size = size_of(probe)
+                if self._requests.quarantine.refusal(probe, number, now) is None:
+                    yield worker, self._run(worker, number, [probe], now)
 
     def can_answer(self, model: ModelVersions, now: float) -> bool:
         """Return whether a live worker has answered for a model, and would do so again."""
@@ -267,49 +324,67 @@ class Scheduler:
         unused = sum(max(0, share - used[name]) for name in served if name != model)
         return used[model] < share or used[None] > unused
 
-    def _start(
-        self,
-        first: InferenceRequest,
-        queues: list[ClientQueue],
-        worker: Worker,
-        version: int,
-        now: float,
-    ) -> RunningBatch:
-        name = first.model
-        description = self._models[name].versions[version].description
-        max_rows = self._settings.max_batch_size if description.is_batched else 1
-        row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
-        batch = self._requests.take(first, version, queues, max_rows, row_s, now)
-        members = {self._requests.queue_of(name, request.client) for request in batch}
-        expected_s = max(queue.batch_s for queue in members)
-        turns = self._client_turns[name]
-        self._model_turns.begin(name)
-        self._model_turns.charge(name, MIN_CHARGE_S)
-        turns.begin(first.client)
-        for request in batch:
-            turns.charge(request.client, MIN_CHARGE_S)
-        return self._run(worker, version, batch, expected_s, now)
+    def _is_short(self, request: InferenceRequest, queue: ClientQueue, now: float) -> bool:
+        """Return whether a batch of such requests is known to be short."""
+        rows = min(self._settings.max_batch_size, len(queue.requests))
+        cost_s = rows * queue.costs.of(request)
+        is_short = 0 < cost_s < SHORT_BATCH_S and not request.runs_alone
+        return is_short and now >= queue.apart_until_s
 
-    def _run(
+    def _is_long(
+        self, request: InferenceRequest, queue: ClientQueue, usual_s: float, now: float
+    ) -> bool:
+        """Return whether other clients should not wait for a request."""
+        is_long = queue.costs.of(request) > max(SHORT_BATCH_S, LONG_FACTOR * usual_s)
+        return request.runs_alone or (
+            (is_long or _is_distrusted(queue, now))
+            and self._requests.has_other_clients(queue, now - REMEMBERED_S)
+        )
+
+    def _start(
         self,
         worker: Worker,
         version: int,
         requests: list[InferenceRequest],
-        expected_s: float,
+        is_long: bool,
         now: float,
     ) -> RunningBatch:
+        """Run a batch; the turn of its model and clients begins if it was not only lent."""
+        name = requests[0].model
+        batch = self._run(worker, version, requests, now)
+        queues = {self._requests.queue_of(name, request.client) for request in requests}
+        is_known = all(now >= queue.apart_until_s for queue in queues)
+        batch.is_short = is_known and 0 < batch.expected_s < SHORT_BATCH_S
+        batch.is_long = is_long
+        if self._workers.is_trusted(worker):
+            self._model_turns.begin(name)
+            self._model_turns.charge(name, MIN_CHARGE_S)
+            self._client_turns[name].begin(batch.client)
+            for request in requests:
+                self._client_turns[name].charge(request.client, MIN_CHARGE_S)
+        return batch
+
+    def _run(
+        self, worker: Worker, version: int, requests: list[InferenceRequest], now: float
+    ) -> RunningBatch:
+        name = requests[0].model
         batch = RunningBatch(
             self._next_batch_id,
-            self._models[requests[0].model].versions[version].description,
+            self._models[name].versions[version].description,
             requests[0].is_image,
             requests,
             sum(request.rows for request in requests),
             now,
-            expected_s,
+            sum(self._requests.queue_of(name, each.client).costs.of(each) for each in requests),
         )
         self._next_batch_id += 1
         worker.running[batch.batch_id] = batch
         return batch
+
+
+def _is_distrusted(queue: ClientQueue, now: float) -> bool:
+    """Return whether a client's requests lately took far longer than expected, or failed."""
+    return now < queue.apart_until_s < math.inf
 
 
 def no_such_model(name: str, models: Iterable[str]) -> Result:

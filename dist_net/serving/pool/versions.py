@@ -10,13 +10,16 @@
     any        the model is unloaded                             CLOSING       unload
     CLOSING    no request is bound to it                         unused        _drop_closed
 
+A *worker* is here one of ``PoolMembership.deciding``. Newcomers, and remote workers beside children
+of the gateway, also load the target, but nothing waits for them.
+
 The *target* is the version that every worker should have. It is settled once every worker has
 loaded it or failed to. If no worker can load it, the last version that a worker has is the target
-again. Workers load a new version one after the other, so that the rest continue to serve; only
-workers without a version of the model load it at once.
+again. Workers load a new version one after the other, so that the rest continue to serve.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -170,15 +173,18 @@ class ModelVersions:
 
     def load_ended(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
         """Record that a worker has loaded a version, or failed to for a ``reason``."""
-        worker.loading.pop((self.name, number), None)
-        if number not in self.versions:
-            return [] if reason else [SendToNode(worker.node, Drop(self.name, number))]
+        was_requested = worker.loading.pop((self.name, number), None) is not None
+        if number not in self.versions or not was_requested:
+            is_wanted = reason or worker.has(self.name, number)
+            return [] if is_wanted else [SendToNode(worker.node, Drop(self.name, number))]
         if reason:
             worker.failed.add((self.name, number))
-            self.reason = f"{worker.name} could not load version {number}: {reason}"
-            logger.warning("load_failed model=%s reason=%s", self.name, self.reason)
+            why = f"{worker.name} could not load version {number}: {reason}"
+            logger.warning("load_failed model=%s reason=%s", self.name, why)
+            if self.versions[number].state is VersionState.LOADING:
+                self.reason = why
             return []
-        self.versions[number].was_loaded = True
+        self.versions[number].was_loaded |= bool(worker.child)
         numbers = {*worker.holds.get(self.name, ()), number}
         worker.holds[self.name] = [one for one in self.versions if one in numbers]
         if self.versions[number] is self._target:
@@ -186,7 +192,7 @@ class ModelVersions:
         return []
 
     def lost_while_loading(self, number: int, reason: str) -> None:
-        """Record that a worker was lost while it loaded a version."""
+        """Record that a child was lost while it loaded a version."""
         one = self.versions.get(number)
         if one is None:
             return
@@ -200,7 +206,8 @@ class ModelVersions:
 
     def refresh(self, workers: PoolMembership) -> None:
         """Update the served versions after a change of the workers or of their versions."""
-        numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
+        deciding = workers.deciding(self.name)
+        numbers = {number for worker in deciding for number in worker.holds.get(self.name, ())}
         for number, one in self.versions.items():
             if one.state is not VersionState.CLOSING:
                 is_held = number in numbers
@@ -208,7 +215,7 @@ class ModelVersions:
                 self.newest = one if is_held else self.newest
 
     def advance(self, workers: PoolMembership, now: float) -> list[SendToNode]:
-        """Return the commands to load and drop versions."""
+        """Return the commands to load and drop versions; ``refresh`` before and after."""
         if self._is_settled(workers):
             self._settle(workers)
         commands = self._drop_closed(workers)
@@ -218,9 +225,7 @@ class ModelVersions:
             logger.info("version_begins model=%s version=%d", self.name, number)
             self.versions[number] = self._target = self._waiting
             self._waiting = None
-        commands += self._load(workers, now)
-        self.refresh(workers)
-        return commands
+        return [*commands, *self._load(workers, now)]
 
     def report(self, now: float) -> dict[str, Any]:
         """Return the status: requests since the start, and times of the last ten seconds."""
@@ -252,7 +257,7 @@ class ModelVersions:
         return all(
             (worker.has(self.name, number) or self._cannot_load(worker, number))
             and not any((self.name, one) in worker.loading for one in self.versions)
-            for worker in workers
+            for worker in workers.deciding(self.name)
         )
 
     def _settle(self, workers: PoolMembership) -> None:
@@ -263,43 +268,45 @@ class ModelVersions:
         if len(workers) or target.is_given_up:
             self.done = max(self.done, target.place)
         others = [one for one in self.versions.values() if one is not target]
-        held = [one for one in others if self._holders(one, workers)]
+        deciding = workers.deciding(self.name)
+        held = [one for one in others if self._holders(one, deciding)]
         if target.state is VersionState.SERVING:
             number = target.description.version
             for one in others:
-                if all(worker.has(self.name, number) for worker in self._holders(one, workers)):
+                if all(worker.has(self.name, number) for worker in self._holders(one, deciding)):
                     one.state = VersionState.CLOSING
         elif held or (target.is_given_up and others):
             target.state = VersionState.CLOSING
             self._target = (held or others)[-1]
             self._target.state = VersionState.LOADING
-            self.refresh(workers)
         elif self._waiting is not None and target is not self.newest:  # there was no worker
             target.state, self._target = VersionState.CLOSING, None
 
     def _load(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         commands = []
-        is_rolling = any(
-            self.name in worker.holds and self.name in [model for model, _ in worker.loading]
+        rolling = {  # children, and remote workers, one after the other
+            bool(worker.child)
             for worker in workers
-        )
+            if self.name in worker.holds and self.name in [model for model, _ in worker.loading]
+        }
+        deciding = workers.deciding(self.name)
         for worker in workers:
-            for number in self._wanted(worker, workers):
+            for number in self._wanted(worker, deciding):
                 if self.name in worker.holds:
-                    if is_rolling:
+                    if bool(worker.child) in rolling:
                         continue
-                    is_rolling = True
+                    rolling.add(bool(worker.child))
                 worker.loading[self.name, number] = now
                 load = Load(self.name, number, self.versions[number].text)
                 commands.append(SendToNode(worker.node, load))
         return commands
 
-    def _wanted(self, worker: Worker, workers: PoolMembership) -> list[int]:
+    def _wanted(self, worker: Worker, deciding: list[Worker]) -> list[int]:
         """Return the versions that the worker must load: the target, and missing bound versions."""
         return [
             number
             for number, one in self.versions.items()
-            if (one is self._target or (one.bound and not self._holders(one, workers)))
+            if (one is self._target or (one.bound and not self._holders(one, deciding)))
             and not worker.has(self.name, number)
             and (self.name, number) not in worker.loading
             and not self._cannot_load(worker, number)
@@ -308,14 +315,15 @@ class ModelVersions:
     def _cannot_load(self, worker: Worker, number: int) -> bool:
         return (self.name, number) in worker.failed or self.versions[number].is_given_up
 
-    def _holders(self, one: Version, workers: PoolMembership) -> list[Worker]:
+    def _holders(self, one: Version, workers: Iterable[Worker]) -> list[Worker]:
         return [worker for worker in workers if worker.has(self.name, one.description.version)]
 
     def _drop_closed(self, workers: PoolMembership) -> list[SendToNode]:
-        """Drop the closing versions to which no request is bound any more."""
+        """Drop the closing versions to which no request is, or may yet be, bound."""
         commands = []
         for number, one in list(self.versions.items()):
-            if one.state is VersionState.CLOSING and not one.bound:
+            is_used = one.bound or (one is self.newest and not one.is_given_up)
+            if one.state is VersionState.CLOSING and not is_used:
                 for worker in self._holders(one, workers):
                     commands.append(self._drop(worker, number))
                 self._forget(number, workers)

@@ -8,6 +8,7 @@ Prints ``READY`` on stdout when it joins, ``FAILED REASON`` if it fails; logs to
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.processes.cluster_options import add_server_arguments, server_given
-from dist_net.processes.entry import READY, entry_point, stop_on_signals
+from dist_net.processes.entry import FAILED, READY, entry_point, limit_memory, stop_on_signals
 from dist_net.release import release
 from dist_net.serving.worker.loaded_models import LoadedModels, load_network
 from dist_net.serving.worker.loop import InferenceWorker
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", type=Path, default=cache, metavar="DIR", help=text)
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+    parser.add_argument("--credential", default="", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,8 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         sender.start()
         return sender
 
-    models = LoadedModels(partial(load_network, address, keys, settings))
-    join = JoinPool(arguments.name, socket.gethostname(), os.getpid(), release())
+    load = partial(load_network, address, keys, settings)
+    models = LoadedModels(load, limit_memory=limit_memory)
+    own = socket.gethostname(), os.getpid(), release()
+    join = JoinPool(arguments.name, *own, arguments.credential)
     is_child = arguments.parent is not None
     with (
         ClientSocket(address, keys) as connection,
@@ -87,7 +91,11 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)
-        reason = worker.serve()
+        try:
+            reason = worker.serve()
+        except MemoryError as error:  # it would keep the memory: the next process begins without
+            print(f"{FAILED} {error}; its batch needed more memory than its models may", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
     logger.info("done reason=%s", reason)
     return INTERRUPTED if worker.was_stopped else 0
 

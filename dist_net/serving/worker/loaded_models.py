@@ -4,6 +4,7 @@ A version's arrays are a file that a host's processes share, fetched from a remo
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -43,10 +44,16 @@ class _Loading(NamedTuple):
 
 class LoadedModels:
     """Belongs to the worker's thread. Only ``load`` runs in another, in ``executor`` or else one
-    version at a time."""
+    version at a time. ``limit_memory`` limits what the process may reserve, except to load."""
 
-    def __init__(self, load: LoadNetwork, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        load: LoadNetwork,
+        executor: Executor | None = None,
+        limit_memory: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._load = load
+        self._limit_memory = limit_memory
         self._executor = executor or ThreadPoolExecutor(1, "load")
         self._networks: dict[_Key, ServedNetwork] = {}
         self._loading: dict[_Key, _Loading] = {}
@@ -71,6 +78,7 @@ class LoadedModels:
         self._unclaimed.discard(key)
         if key in self._loading:
             return
+        self._limit_memory(math.inf)
         is_dropped = threading.Event()
         known = self._networks.get(key)
         if known is not None and known.description == description:
@@ -86,7 +94,11 @@ class LoadedModels:
     def finished(self) -> list[Loaded]:
         """Return the results of loading since the last call."""
         done = [key for key, loading in self._loading.items() if loading.future.done()]
-        return [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
+        ended = [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
+        if done and not self._loading:
+            # Computing may need more than this only for a model that is not what it seems.
+            self._limit_memory(sum(each.memory_bytes for each in self._networks.values()))
+        return ended
 
     def drop(self, model: str, version: int) -> None:
         """Drop a version, or stop loading it."""

@@ -119,6 +119,8 @@ class InferenceWorker:
                 if status == Status.OK and misfit:
                     raise ShapeError(f"the model returned {misfit}; expected outputs for each row")
             return done
+        except MemoryError:
+            raise
         except Exception as error:
             logger.exception("batch_failed model=%s version=%d", run.model, run.version)
             reason = f"{type(error).__name__}: {error}"[:MAX_REASON].encode()

@@ -14,22 +14,24 @@ import numpy as np
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
-from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
+from dist_net.images.decoding import BOUNDED_FORMATS, BYTES_PER_PIXEL, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
 from dist_net.nets.architecture import OnnxArchitecture
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
 from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.description import MEMORY_BYTES, MEMORY_PER_BYTE, ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
-from dist_net.wire.serving_messages import BatchDone, RunBatch
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES, BatchDone, RunBatch
 
 NOT_FINITE = (
     b"the net's outputs for this image are not finite; expected probabilities: its weights are "
     b"too large, or of another net"
 )
 
+NO_MEMORY = "std::bad_alloc", "Failed to allocate memory"  # in errors of ONNX Runtime
+BYTES_PER_VALUE = 32  # of memory between a net's inputs and outputs, for each byte of these
 MAX_ANSWER_BYTES = 64 << 20
 TOO_LARGE = b"the outputs for this input are too large; expected at most 64 MiB"
 
@@ -103,7 +105,7 @@ class ServedNetwork:
             if description.takes_images
             else None
         )
-        self._threads = settings.threads
+        self._settings = settings
         self._decoders = _decoders(settings.threads)
         self._clock = SystemClock()
         self._session = open_session(
@@ -126,13 +128,25 @@ class ServedNetwork:
             return None
         other = copy(self)
         other.description, other._session = description, session
-        other._decoders = _decoders(self._threads)
+        other._decoders = _decoders(self._settings.threads)
         try:
             other._require_numbers()
         except BaseException:
             other.close()
             raise
         return other
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most that a batch may take: for what is read, decoded and computed."""
+        description, settings = self.description, self._settings
+        values = MAX_REQUEST_BYTES
+        if description.is_batched:
+            row_bytes = description.row_bytes + description.result_bytes
+            values = settings.max_batch_size * row_bytes
+        pixels = settings.threads * settings.max_pixels * description.takes_images
+        read_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * description.arrays_bytes
+        return read_bytes + BYTES_PER_PIXEL * pixels + BYTES_PER_VALUE * values
 
     def close(self) -> None:
         """End the threads, if no other version uses them."""
@@ -208,8 +222,13 @@ class ServedNetwork:
         return outputs
 
     def _run(self, inputs: Tensors) -> Tensors:
-        """Run the net on a batch, and return its outputs by name. Raise TensorInputError."""
-        return outputs_by_name(self._model, self._session, inputs, self.description.outputs)
+        """Return the net's outputs for a batch by name. Raise TensorInputError, MemoryError."""
+        try:
+            return outputs_by_name(self._model, self._session, inputs, self.description.outputs)
+        except TensorInputError as error:
+            if any(each in str(error) for each in NO_MEMORY):
+                raise MemoryError(str(error)) from error
+            raise
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
         """Return each image as a row for the model."""

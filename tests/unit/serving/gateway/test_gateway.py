@@ -7,10 +7,12 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 
+from children import KnownChildren
 from described import described
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
@@ -73,17 +75,18 @@ class Host:
 
     def __init__(self, workers: int) -> None:
         self.socket, self.clock = Socket(), Clock()
-        self.killed: list[int] = []
-        pool = Pool(PoolSettings(), ["net"], self.clock.now())
+        self.killed: list[str] = []
+        pool = Pool(PoolSettings(), ["net"], KnownChildren(), count(1), self.clock.now())
         self.read: list[object] = []
         calls: Any = self.socket, self.kill, self.read.append, self.clock, ClientLedger(1 << 20)
         self.gateway = Gateway(pool, *calls)
         for index in range(workers):
             node = f"worker {index}".encode()
-            self.socket.arrived.append((node, JoinPool(node.decode(), "host", index)))
+            join = JoinPool(node.decode(), "host", index, credential=str(index))
+            self.socket.arrived.append((node, join))
 
-    def kill(self, process_id: int, host: str, reason: str) -> None:
-        self.killed.append(process_id)
+    def kill(self, credential: str, reason: str) -> None:
+        self.killed.append(credential)
 
     async def turns(self, count: int = 10) -> None:
         for _ in range(count):
@@ -161,7 +164,7 @@ def test_who_is_silent_afterwards_is_given_up() -> None:
         for _ in range(16):  # of which 0.1 s each count
             host.passes(0.2, silent=3)
             turns()
-        assert host.killed == [3]
+        assert host.killed == ["3"]
 
 
 def test_a_gateway_that_a_busy_machine_delays_waits_for_silent_workers_as_much_longer() -> None:
@@ -175,7 +178,7 @@ def test_a_gateway_that_a_busy_machine_delays_waits_for_silent_workers_as_much_l
         for _ in range(4):
             host.passes(0.4, silent=3)
             turns()
-        assert host.killed == [3]
+        assert host.killed == ["3"]
 
 
 def test_a_timer_that_fires_early_is_set_again() -> None:

@@ -2,6 +2,7 @@
 
 from itertools import count
 
+from children import KnownChildren
 from described import described
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.description import EncodedImage
@@ -14,7 +15,7 @@ from dist_net.serving.pool.requests import (
     Result,
     Status,
 )
-from dist_net.wire.serving_messages import ModelPrepared
+from dist_net.wire.serving_messages import JoinPool, ModelPrepared
 
 
 def prepared(model: str, version: int, requested: int = 0, reason: str = "") -> ModelPrepared:
@@ -30,8 +31,8 @@ class Desk:
         self.results: dict[int, Result] = {}
         self._dropped: list[int] = []
         self._ids = count(1)
-        self._workers = PoolMembership(PoolSettings())
-        self._worker = self._workers.add(b"worker", "worker", "host", 1, 0.0)
+        self._workers = PoolMembership(PoolSettings(), count(1), KnownChildren())
+        self._worker = self._workers.add(b"worker", JoinPool("worker", "host", 1), 0.0)
 
     def requests(self) -> list[tuple[str, int]]:
         """What is to be read now."""
@@ -67,8 +68,10 @@ class Desk:
         model.advance(self._workers, 0.0)
         for _, version in [*self._worker.loading]:
             model.load_ended(self._worker, version, reason)
+        for _ in range(2):
+            model.refresh(self._workers)
+            model.advance(self._workers, 0.0)
         model.refresh(self._workers)
-        model.advance(self._workers, 0.0)
         self.requests()
 
 

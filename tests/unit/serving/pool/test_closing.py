@@ -5,9 +5,11 @@ The sockets are fakes, which say when they are used after their end.
 
 import asyncio
 import os
+from itertools import count
 
 import pytest
 
+from children import KnownChildren
 from dist_net.clock import SystemClock
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
@@ -66,7 +68,7 @@ def errors_after_closing(make, socket):
 
 
 def test_a_closed_gateway_lets_its_socket_be(socket):
-    pool = Pool(PoolSettings(), ["m"])
+    pool = Pool(PoolSettings(), ["m"], KnownChildren(), count(1))
     assert not errors_after_closing(
         lambda: Gateway(pool, socket, None, lambda _: None, SystemClock(), None), socket
     )

@@ -1,9 +1,11 @@
 """Ten thousand inference workers come and go; the pool holds no more than after two thousand."""
 
 import logging
+from itertools import count
 
 import pytest
 
+from children import KnownChildren
 from described import described
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import InferenceRequest, PoolSettings
@@ -16,7 +18,7 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    pool = Pool(PoolSettings(), ["m"])
+    pool = Pool(PoolSettings(), ["m"], KnownChildren(), count(1))
     text = described("m", 1, input_shape=(1,)).to_json()
     pool.prepared(ModelPrepared("m", 1, text, ""), 0.0)
     now = 0.0
@@ -25,7 +27,8 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
         nonlocal now
         now += 0.5
         node = b"%d" % number
-        pool.receive(node, JoinPool(node.decode(), "host", number), now)
+        child = str(number) if number % 3 == 1 else ""
+        pool.receive(node, JoinPool(node.decode(), "host", number, "", child), now)
         pool.receive(b"heart", Heartbeat(number + 1), now)
         if number % 4:
             pool.receive(node, Loaded("m", 1, ""), now)
@@ -34,7 +37,7 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
         if number % 3 == 0:
             pool.receive(node, Leave(number + 1), now)
         elif number % 3 == 1:
-            pool.child_ended(number, "host", "killed", now)
+            pool.child_ended(child, "killed", True, now)
 
     def come_and_go_until_all_are_gone(numbers: range) -> int:
         nonlocal now

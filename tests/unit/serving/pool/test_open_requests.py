@@ -8,7 +8,10 @@ import pytest
 
 from described import described
 from dist_net.serving.pool.membership import RunningBatch, Worker
-from dist_net.serving.pool.open_requests import REMEMBERED_S, OpenRequests
+from dist_net.serving.pool.open_requests import (
+    REMEMBERED_S,
+    OpenRequests,
+)
 from dist_net.serving.pool.requests import InferenceRequest
 from dist_net.serving.pool.versions import ModelVersions
 from reachable import reachable_objects
@@ -25,16 +28,22 @@ def add(
     payload = len(requests).to_bytes(2, "big")  # others than those of waiting requests
     request = InferenceRequest("net", payload, rows, client=client, **fields)
     requests.open(request, 10.0, now)
-    requests.queue_of("net", client).apart = 0  # one of its requests was answered
+    requests.queue_of("net", client).apart_until_s = 0.0  # one of its requests was answered
     return request
 
 
 def take(
-    queue: OpenRequests, max_rows: int = 8, row_s: float = 0.0, now: float = 0.0
+    queue: OpenRequests,
+    max_rows: int = 8,
+    row_s: float = 0.0,
+    now: float = 0.0,
+    lends: bool = False,
 ) -> list[InferenceRequest]:
     """The next batch, if clients are served in the order of their first requests."""
     queues = [*queue.waiting["net"].values()]
-    return queue.take(queues[0].next(now), 1, queues, max_rows, row_s, now)
+    first = queues[0].next(now, lends, suspects=True)
+    assert first is not None
+    return queue.take(first, 1, queues, max_rows, row_s, lends, now)
 
 
 def numbers(requests: list[InferenceRequest]) -> list[int]:
@@ -93,7 +102,7 @@ def test_only_requests_of_one_kind_share_a_batch(queue: OpenRequests) -> None:
 def test_a_client_that_was_slow_shares_no_batch(queue: OpenRequests) -> None:
     for client in "abba":
         add(queue, client)
-    queue.queue_of("net", "b").apart = 2
+    queue.queue_of("net", "b").apart_until_s = 1.0
     assert numbers(take(queue)) == [1, 4]
     assert numbers(take(queue)) == [2, 3]
 
@@ -103,13 +112,13 @@ def lost(*batches: list[InferenceRequest]) -> Worker:
         number: RunningBatch(number, described("net"), False, batch, len(batch), 0.0, 0.0)
         for number, batch in enumerate(batches)
     }
-    return Worker(1, b"node", "worker", "host", 1, 0.0, running=running)
+    return Worker(1, b"node", "worker", "host", 1, "child", 0.0, running=running)
 
 
 def test_what_was_put_back_is_taken_first_and_alone(queue: OpenRequests) -> None:
     for _ in range(3):
         add(queue)
-    assert queue.retry(lost(take(queue, 2)), 1.0) == []
+    assert queue.retry(lost(take(queue, 2)), True, 1.0) == []
     add(queue)
     assert [numbers(take(queue)) for _ in range(3)] == [[1], [2], [3, 4]]
 
@@ -119,5 +128,5 @@ def test_a_batch_that_had_not_begun_is_put_back_behind_the_one_that_had(
 ) -> None:
     for _ in range(5):
         add(queue)
-    queue.retry(lost(take(queue, 2), take(queue, 2)), 1.0)
+    queue.retry(lost(take(queue, 2), take(queue, 2)), True, 1.0)
     assert [numbers(take(queue, 2)) for _ in range(4)] == [[1], [2], [3, 4], [5]]

@@ -7,7 +7,7 @@ import pytest
 
 from dist_net.serving.pool import quarantine
 from dist_net.serving.pool.quarantine import Quarantine
-from dist_net.serving.pool.requests import Status
+from dist_net.serving.pool.requests import InferenceRequest, Status
 from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 
 
@@ -45,11 +45,11 @@ def test_absorbed_statistics_are_counted_too() -> None:
 def crash(aside: Quarantine, payload: bytes, now: float = 0.0, version: int = 1) -> None:
     """A payload ends two workers, alone with each."""
     for _ in range(2):
-        aside.add("net", version, payload, is_alone=True, now=now)
+        aside.add(InferenceRequest("net", payload), version, is_alone=True, now=now)
 
 
 def status(aside: Quarantine, payload: bytes, now: float = 0.0, version: int = 1) -> Status | None:
-    refusal = aside.refusal("net", version, payload, now)
+    refusal = aside.refusal(InferenceRequest("net", payload), version, now)
     return None if refusal is None else refusal.status
 
 
@@ -60,22 +60,22 @@ def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         crash(aside, payload, version=version)
     found = [status(aside, payload, version=of) for of, payload in enumerate((b"a", b"b", b"c"))]
     assert found == [None, Status.FAILED, Status.FAILED]
-    assert aside.refusal("net", 2, memoryview(b"c"), 0.0) is not None
-    assert aside.refusal("net", 3, b"c", 0.0) is None
-    assert aside.refusal("other", 2, b"c", 0.0) is None
+    assert aside.refusal(InferenceRequest("net", memoryview(b"c")), 2, 0.0) is not None
+    assert aside.refusal(InferenceRequest("net", b"c"), 3, 0.0) is None
+    assert aside.refusal(InferenceRequest("other", b"c"), 2, 0.0) is None
 
 
 def test_a_payload_is_quarantined_that_was_alone_with_two_lost_workers_and_never_answered() -> None:
     aside = Quarantine()
-    assert not aside.is_suspect("net", 1, b"a")
-    aside.add("net", 1, b"a", is_alone=False, now=0.0)
-    aside.add("net", 1, b"a", is_alone=True, now=0.0)
-    assert aside.is_suspect("net", 1, b"a")
+    assert not aside.is_suspect(InferenceRequest("net", b"a"), 1)
+    aside.add(InferenceRequest("net", b"a"), 1, is_alone=False, now=0.0)
+    aside.add(InferenceRequest("net", b"a"), 1, is_alone=True, now=0.0)
+    assert aside.is_suspect(InferenceRequest("net", b"a"), 1)
     assert status(aside, b"a") is None
-    aside.clear("net", 1, b"a")
-    aside.add("net", 1, b"a", is_alone=True, now=0.0)
+    aside.clear(InferenceRequest("net", b"a"), 1)
+    aside.add(InferenceRequest("net", b"a"), 1, is_alone=True, now=0.0)
     assert status(aside, b"a") is None
-    aside.add("net", 1, b"a", is_alone=True, now=0.0)
+    aside.add(InferenceRequest("net", b"a"), 1, is_alone=True, now=0.0)
     assert status(aside, b"a") is Status.FAILED
 
 
@@ -86,7 +86,7 @@ def test_a_version_that_three_inputs_crash_within_a_minute_pauses_until_the_firs
     for now, payload in enumerate((b"a", b"b", b"c")):
         assert status(aside, b"harmless", now) is None
         crash(aside, payload, float(now))
-    refusal = aside.refusal("net", 1, b"harmless", 10.0)
+    refusal = aside.refusal(InferenceRequest("net", b"harmless"), 1, 10.0)
     assert refusal is not None
     assert (refusal.status, refusal.retry_after_s) == (Status.UNAVAILABLE, 50.0)
     assert "3 inputs ended the workers" in refusal.reason

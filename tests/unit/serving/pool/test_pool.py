@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import count
 from typing import Any, TypeVar
 
 import pytest
 
+from children import KnownChildren
 from described import described
 from dist_net.errors import SettingError
 from dist_net.serving.pool.description import ModelDescription
@@ -23,7 +25,7 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.statistics import NO_VERSION
-from dist_net.wire.messages import Alive, Heartbeat, Refuse
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
@@ -37,6 +39,7 @@ from dist_net.wire.serving_messages import (
 
 ROW = b"\x00" * 8  # two floats in, one out
 OUT = b"\x00" * 4
+ROW_S = 0.01  # what a worker takes for a request of the pool itself
 ONE, TWO = b"node 1", b"node 2"
 Sent = TypeVar("Sent", RunBatch, Load, Drop, PoolWelcome)
 
@@ -62,11 +65,9 @@ class Desk:
         self.commands: list[PoolCommand] = []
         self.ids: dict[bytes, int] = {}
         self.answers_probes = True
-        self.process_ids: dict[bytes, int] = {}
-        self.running: set[int] = set()  # processes that the system reports as running
+        self.children = KnownChildren()
         self.pool = Pool(
-            *(PoolSettings(**settings), names or ("net",), self.now),
-            is_running=lambda process_id, host: process_id in self.running and host == "host",
+            PoolSettings(**settings), names or ("net",), self.children, count(1), self.now
         )
         for name in names or ("net",):
             self.prepare(1, name)
@@ -81,9 +82,11 @@ class Desk:
         text = describe(version, name, shape).to_json()
         self.take(self.pool.prepared(ModelPrepared(name, version, text, ""), self.now))
 
-    def enlist(self, node: bytes, process_id: int | None = None) -> None:
-        process_id = self.process_ids[node] = process_id or 7 + len(self.ids)
-        commands = self.pool.receive(node, JoinPool(node.decode(), "host", process_id), self.now)
+    def enlist(self, node: bytes, child: str | None = None) -> None:
+        """A child of the gateway joins; a remote worker has no credential."""
+        credential = node.decode() if child is None else child
+        join = JoinPool(node.decode(), "host", 7, credential=credential)
+        commands = self.pool.receive(node, join, self.now)
         for command in commands:
             if isinstance(command, SendToNode) and isinstance(command.message, PoolWelcome):
                 self.ids[node] = command.message.worker_id
@@ -128,9 +131,8 @@ class Desk:
         self.dispatch()
 
     def crash(self, node: bytes) -> None:
-        """The process of a worker on the gateway's host ends."""
-        ended = self.process_ids[node], "host", "killed"
-        self.take(self.pool.child_ended(*ended, self.now))
+        """The process of a child is ended by a signal."""
+        self.take(self.pool.child_ended(node.decode(), "killed", True, self.now))
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -140,6 +142,7 @@ class Desk:
             if probe is None or not self.answers_probes:
                 self.commands.append(command)
             else:
+                self.now += ROW_S
                 self.done(*probe)
 
     def probe_in(self, command: PoolCommand) -> tuple[bytes, RunBatch] | None:
@@ -228,6 +231,7 @@ def test_requests_share_a_batch_up_to_its_rows_and_in_order() -> None:
         desk.ask(payload, rows=len(payload) // 8)
     (first,) = desk.runs()
     assert first.payloads == (ROW, 2 * ROW)
+    desk.now += 3 * ROW_S
     desk.done(ONE, first)
     (second,) = desk.runs()
     assert second.payloads == (2 * ROW, ROW)
@@ -257,6 +261,7 @@ def test_models_that_are_asked_all_the_time_take_turns() -> None:
     for _ in range(4):
         (run,) = desk.runs()
         got.append(run.model)
+        desk.now += ROW_S
         desk.done(ONE, run)
     assert got == ["net", "other", "net", "net"]
 
@@ -339,7 +344,7 @@ def test_the_time_that_a_request_may_name_is_capped() -> None:
     assert desk.finished()[late].status is Status.EXPIRED
 
 
-def measured(desk: Desk, node: bytes, seconds: float, batches: int = 12, rows: int = 1) -> None:
+def measured(desk: Desk, node: bytes, seconds: float, batches: int = 24, rows: int = 1) -> None:
     """Let a worker answer some batches of as many rows, each in this time."""
     for _ in range(batches):
         desk.ask(rows * ROW, rows=rows)
@@ -482,6 +487,7 @@ def test_clients_take_turns_whatever_the_length_of_their_queues() -> None:
     for client in ("crowd", "client 1", "client 2"):  # a first batch is not shared
         desk.ask(client=client)
         (run,) = desk.runs()
+        desk.now += ROW_S
         desk.done(ONE, run)
     for number in range(6):
         desk.ask(struct.pack("2f", 0, number), client="crowd")
@@ -490,6 +496,7 @@ def test_clients_take_turns_whatever_the_length_of_their_queues() -> None:
     got = []
     for _ in range(4):
         (run,) = desk.runs()
+        desk.now += ROW_S
         desk.done(ONE, run)
         got.append([struct.unpack("2f", payload) for payload in run.payloads])
     assert got == [[(0, 0), (1, 0)], [(2, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4), (0, 5)]]
@@ -567,6 +574,7 @@ def test_a_request_that_runs_ends_at_its_deadline_too() -> None:
 def test_an_input_that_hangs_workers_is_quarantined_though_nobody_waits_for_it() -> None:
     """Its clients go at their deadlines, long before a worker counts as lost."""
     desk = Desk(workers=(ONE, TWO), max_batch_s=3.0)
+    desk.children.running |= {ONE.decode(), TWO.decode(), *(f"again {each}" for each in range(3))}
     bad, good = b"hangs!!!", ROW
     for attempt in range(3):
         node = b"again %d" % attempt
@@ -624,16 +632,18 @@ def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
     (run,) = desk.runs(ONE)
     (other,) = desk.runs(TWO)
     desk.pool.cancel(requests[0])
-    desk.lose(ONE)
+    desk.crash(ONE)
     desk.done(TWO, other)
-    (again,) = desk.runs(TWO)
+    (rest,) = desk.runs(TWO)  # the suspects wait for another worker
+    assert rest.payloads == (struct.pack("2f", 4, 0),)
+    desk.enlist(b"3")
+    desk.load(b"3", 1)
+    (again,) = desk.runs(b"3")
     assert again.payloads == run.payloads[1:]  # the first one was cancelled
     desk.done(ONE, run)  # too late
     assert requests[1] not in desk.finished()
-    desk.done(TWO, again)
+    desk.done(b"3", again)
     assert list(desk.finished()) == [requests[1]]
-    (rest,) = desk.runs(TWO)
-    assert rest.payloads == (struct.pack("2f", 4, 0),)
     assert desk.pool.catalogue.models["net"].statistics[1].retried == 1  # the cancelled one was not
     assert desk.pool.status(desk.now)["models"][0]["retried"] == 1
 
@@ -642,13 +652,13 @@ def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:
     desk = Desk()
     bad, good = desk.ask(b"killer!!"), desk.ask(ROW)
     assert desk.runs()[0].payloads == (b"killer!!", ROW)
-    desk.lose(ONE)
+    desk.crash(ONE)
     for node in (b"2", b"3"):
         desk.enlist(node)
         desk.load(node, 1)
         assert desk.runs(node)[0].payloads == (b"killer!!",)
         assert not desk.finished()
-        desk.lose(node)
+        desk.crash(node)
     result = desk.finished()[bad]
     assert result.status is Status.FAILED
     assert "ended 2 workers" in result.reason
@@ -673,13 +683,150 @@ def test_what_only_waited_behind_a_batch_is_not_blamed_for_the_loss() -> None:
             desk.load(node, 1)
         assert len(desk.runs(node)) == 2
         assert not desk.finished()
-        desk.lose(node)
+        desk.crash(node)
     assert desk.finished()[blamed].status is Status.FAILED
     desk.enlist(b"3")
     desk.load(b"3", 1)
     (run,) = desk.runs(b"3")
     desk.done(b"3", run)
     assert desk.finished()[waiting].status is Status.OK
+
+
+def beside_a_remote_worker(**settings: Any) -> Desk:
+    """A pool with the child ONE and the remote worker TWO."""
+    desk = Desk(max_batch_size=1, **settings)
+    desk.enlist(TWO, child="")
+    desk.load(TWO, 1)
+    desk.dispatch()
+    return desk
+
+
+@pytest.mark.parametrize("statuses", [b"\5", b"\1", None])
+def test_a_remote_worker_that_leaves_or_fails_proves_nothing(statuses: bytes | None) -> None:
+    """FAILED, BAD_INPUT, or it leaves; whatever it does, a child answers."""
+    desk = beside_a_remote_worker()
+    for _ in range(5):
+        first, second = desk.ask(), desk.ask()
+        (run,) = desk.runs(ONE)
+        (lent,) = desk.runs(TWO)
+        if statuses is None:
+            desk.take(desk.pool.receive(TWO, Leave(desk.ids[TWO]), desk.now))
+            desk.enlist(TWO, child="")
+            desk.load(TWO, 1)
+        else:
+            desk.done(TWO, lent, statuses)
+        assert not desk.runs(TWO)  # it is not lent again
+        desk.now += ROW_S
+        desk.done(ONE, run)
+        assert list(desk.finished()) == [first]
+        (run,) = desk.runs(ONE)
+        desk.now += ROW_S
+        desk.done(ONE, run)
+        assert desk.finished()[second].status is Status.OK
+    assert not desk.pool._requests.quarantine._losses
+
+
+def test_a_remote_worker_that_never_answers_delays_nothing() -> None:
+    desk = beside_a_remote_worker()
+    order = [desk.ask(client=client) for client in "abcabc"]
+    ended = []
+    while len(ended) < len(order):
+        desk.runs(TWO)
+        (run,) = desk.runs(ONE)
+        desk.now += ROW_S
+        for node in (ONE, TWO):
+            desk.heard(node)
+        desk.done(ONE, run)
+        ended += desk.finished()
+    assert ended == order
+
+
+def test_the_first_answer_counts_whether_a_child_or_a_remote_worker_has_it() -> None:
+    desk = beside_a_remote_worker()
+    first, second = desk.ask(), desk.ask()
+    (run,) = desk.runs(ONE)
+    (lent,) = desk.runs(TWO)
+    desk.done(TWO, lent)
+    assert list(desk.finished()) == [second]
+    third = desk.ask()
+    (lent,) = desk.runs(TWO)
+    desk.now += ROW_S
+    desk.done(ONE, run)
+    assert list(desk.finished()) == [first]
+    (run,) = desk.runs(ONE)  # the same request, in its turn
+    desk.done(TWO, lent)
+    desk.done(ONE, run)
+    assert list(desk.finished()) == [third]
+    assert desk.pool.status(desk.now)["queue"]["requests"] == 0
+
+
+def test_a_remote_worker_that_claims_to_be_a_child_has_none_killed() -> None:
+    """Its name, host and process id are those of the child; its credential is a guess."""
+    desk = beside_a_remote_worker()
+    desk.children.known = {ONE.decode()}
+    join = JoinPool(ONE.decode(), "host", 7, "", "a guess")
+    desk.take(desk.pool.receive(b"liar", join, desk.now))
+    desk.load(b"liar", 1)
+    desk.ask(), desk.ask(), desk.ask()
+    desk.dispatch()
+    (run,) = desk.sent(RunBatch, b"liar")
+    desk.take(desk.pool.receive(b"liar", BatchDone(run.batch_id, b"", 0, 0, ()), desk.now))
+    desk.now += 5.0
+    desk.heard(ONE)
+    desk.dispatch()
+    assert desk.evicted() == []
+    assert [each["name"] for each in desk.pool.status(desk.now)["workers"]] == [ONE.decode()]
+    assert not desk.pool.is_member("a guess")
+
+
+def test_a_child_that_leaves_or_is_stopped_proves_nothing_about_its_batch() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    desk.ask(client="a"), desk.ask(client="b")
+    desk.dispatch()
+    desk.take(desk.pool.receive(ONE, Leave(desk.ids[ONE]), desk.now))
+    desk.now += 1.5  # nothing is heard of the other
+    desk.dispatch()
+    assert [each.child for each in desk.evicted()] == [TWO.decode()]
+    assert not desk.pool._requests.quarantine._losses
+
+
+def test_a_remote_worker_keeps_no_reload_from_settling() -> None:
+    """It never loads the next version, and comes and goes."""
+    desk = beside_a_remote_worker()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    assert desk.came_and_done() == (2, 2)
+    for version in (3, 4):
+        desk.prepare(version)
+        desk.lose(TWO)
+        desk.enlist(TWO, child="")
+        desk.load(TWO, version + 1)  # which nobody asked for
+        desk.load(ONE, version)
+        assert desk.came_and_done() == (version, version)
+        assert desk.pool.catalogue.models["net"].newest_number == version
+
+
+def test_a_newcomer_does_not_delay_a_version_that_the_others_have_loaded() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.crash(TWO)
+    desk.enlist(TWO)
+    assert desk.came_and_done() == (2, 2)
+
+
+def test_a_pool_without_children_trusts_those_that_join() -> None:
+    desk = Desk(workers=())
+    for node in (ONE, TWO):
+        desk.enlist(node, child="")
+        desk.load(node, 1)
+    desk.dispatch()
+    request = desk.ask()
+    (run,) = desk.runs(ONE)
+    desk.lose(ONE)
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run, bytes([Status.BAD_INPUT]))
+    assert desk.finished()[request].status is Status.BAD_INPUT
 
 
 def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
@@ -691,7 +838,7 @@ def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
     (again,) = desk.runs(TWO)
     assert again.payloads == run.payloads
     (evict,) = desk.evicted()
-    assert (evict.node, evict.process_id, evict.host) == (ONE, 7, "host")
+    assert evict.child == ONE.decode()
     assert "silent" in evict.reason
     assert not desk.heard(ONE)
     desk.done(TWO, again)
@@ -706,7 +853,7 @@ def test_a_heartbeat_is_answered_where_the_worker_works_too_so_that_a_lost_way_i
 
 def test_who_has_joined_again_is_not_killed_for_the_connection_that_is_gone() -> None:
     desk = Desk(workers=(ONE,))
-    desk.enlist(TWO, process_id=7)
+    desk.enlist(TWO, child=ONE.decode())
     desk.now += 1.5
     desk.heard(TWO)
     desk.runs()
@@ -740,7 +887,7 @@ def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
 
 def test_a_process_that_runs_may_be_silent_while_it_loads_or_computes_within_its_limit() -> None:
     desk = Desk(max_batch_s=10.0)
-    desk.running.add(desk.process_ids[ONE])
+    desk.children.running.add(ONE.decode())
     request = desk.ask(timeout_s=20.0)
     (run,) = desk.runs()
     for _ in range(9):
@@ -756,7 +903,7 @@ def test_a_process_that_runs_may_be_silent_while_it_loads_or_computes_within_its
 
 def test_a_process_that_runs_but_exceeds_the_limit_of_a_batch_is_replaced() -> None:
     desk = Desk(max_batch_s=5.0)
-    desk.running.add(desk.process_ids[ONE])
+    desk.children.running.add(ONE.decode())
     desk.ask(timeout_s=20.0)
     desk.runs()
     for _ in range(5):
@@ -768,7 +915,7 @@ def test_a_process_that_runs_but_exceeds_the_limit_of_a_batch_is_replaced() -> N
 
 def test_a_process_that_is_stopped_while_it_computes_is_replaced() -> None:
     desk = Desk(workers=(ONE, TWO))
-    desk.running.add(desk.process_ids[ONE])
+    desk.children.running.add(ONE.decode())
     request = desk.ask()
     desk.runs(ONE)
     for _ in range(3):
@@ -776,7 +923,7 @@ def test_a_process_that_is_stopped_while_it_computes_is_replaced() -> None:
         desk.heard(TWO)
         desk.dispatch()
     assert not desk.evicted()
-    desk.running.clear()
+    desk.children.running.clear()
     desk.now += 1.5
     desk.heard(TWO)
     (again,) = desk.runs(TWO)
@@ -864,13 +1011,14 @@ def test_a_version_that_different_inputs_crash_pauses_and_other_models_go_on() -
 
 def test_next_wakeup_tells_when_a_worker_would_be_lost() -> None:
     desk = Desk()
-    desk.dispatch()
-    for expected in (0.75, 1.5):
+    heard_s = desk.now
+    while not desk.evicted():
         wakeup = desk.pool.next_wakeup()
-        assert wakeup == pytest.approx(100.0 + expected)
+        assert wakeup is not None
+        assert wakeup > desk.now
         desk.now = wakeup
         desk.dispatch()
-    assert len(desk.evicted()) == 1
+    assert desk.now == pytest.approx(heard_s + 1.5)
     assert desk.pool.next_wakeup() is None
 
 
@@ -1153,6 +1301,7 @@ def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
     node, run = ONE, running[ONE]
     ends = {}
     while True:
+        desk.now += ROW_S
         desk.done(node, run)
         ends |= desk.finished()
         runs = desk.runs(node)
@@ -1319,7 +1468,7 @@ def test_settings_that_cannot_be_are_refused(setting: dict[str, Any]) -> None:
 
 
 def test_a_worker_of_another_release_is_refused() -> None:
-    pool = Pool(PoolSettings(), ("net",), release="1+aa")
+    pool = Pool(PoolSettings(), ("net",), KnownChildren(), count(1), release="1+aa")
     [refused] = pool.receive(b"old", JoinPool("old", "host", 7, "1+bb"), 0.0)
     assert isinstance(refused, SendToNode)
     assert isinstance(refused.message, Refuse)

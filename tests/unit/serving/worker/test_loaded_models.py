@@ -16,6 +16,8 @@ DESCRIPTION = described("m", classes=2, arrays_path="/1")
 class Network:
     """In the place of a ServedNetwork."""
 
+    memory_bytes = 0
+
     def __init__(self, description):
         self.description = description
         self.is_closed = threading.Event()

@@ -22,6 +22,8 @@ FILTERED, FAULTY, GOOD = b"none", b"boom", b"good"
 class FilteringNetwork:
     """Fake of a `ServedNetwork`: drops some rows, raises for others, and copies the rest."""
 
+    memory_bytes = 0
+
     def __init__(self) -> None:
         self.description = DESCRIPTION
 
