@@ -67,5 +67,4 @@ def test_a_planted_bug_is_found(copy: Path, name: str) -> None:
 @pytest.mark.parametrize("patch", PLANTED, ids=lambda patch: patch.stem)
 def test_each_planted_bug_is_found_within_a_thousand_seeds(copy: Path, patch: Path) -> None:
     planted(patch, copy)
-
     assert re.match(r"seed \d+: \w+: .+", result_of(copy, SEEDS, patch))
