@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import dist_net
+from dist_net.errors import ProtocolError
 from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.joined_run import offered_by
@@ -67,12 +68,16 @@ def directory_of(command: Any, name: str = "run") -> Path:
     return command.temporary.parent / name  # type: ignore[no-any-return]
 
 
+def access_of(server: Any) -> tuple[str, Path]:
+    """The address of the run that the host serves, and an operator's keys."""
+    port, keys = server.says(r"its state: .*dist-net status tcp://\S+:(\d+) --keys (\S+)").groups()
+    return f"tcp://127.0.0.1:{port}", server.temporary.parent / keys
+
+
 def observing(server: Any) -> Observer:
     """An observer of the run that the host serves."""
-    port, keys = server.says(r"its state: .*dist-net status tcp://\S+:(\d+) --keys (\S+)").groups()
-    return Observer(
-        f"tcp://127.0.0.1:{port}", load_peer_keys(server.temporary.parent / keys, OPERATOR)
-    )
+    address, keys = access_of(server)
+    return Observer(address, load_peer_keys(keys, OPERATOR))
 
 
 def token_of(server: Any, what: str = "run there") -> JoinToken:
@@ -286,6 +291,25 @@ def test_joins_with_invented_host_names_do_not_stop_a_run(
         before = observer.status()["samples"]
         eventually(lambda: observer.status()["samples"] > before + 20 * SAMPLES)
         assert observer.status()["majority_warning"] is None
+
+
+def test_an_operator_forgets_a_standby_that_is_lost(
+    train: Start, stand_by: Start, here: Callable[..., Any], eventually: Eventually
+) -> None:
+    first = train("first", "--epochs", "100000")
+    second = stand_by("second", first, "--workers", "0")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    lose(second)
+    address, keys = access_of(first)
+    with observing(first) as observer:
+        eventually(lambda: observer.status()["majority_warning"])
+        with pytest.raises(ProtocolError, match="second"):  # it names who is missing
+            observer.forget("first")
+        here("members", "list", address, "--keys", keys)
+        here("members", "forget", address, "second", "--keys", keys)
+        before = observer.status()["samples"]
+        eventually(lambda: observer.status()["samples"] > before + 20 * SAMPLES)
+        assert [each["name"] for each in observer.status()["voters"]] == ["first"]
 
 
 def test_a_visit_in_the_name_of_another_host_begins_no_term(
