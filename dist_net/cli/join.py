@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.cli.run_summary import show_summary
+from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.command_line import (
     add_options,
     add_trust_argument,
@@ -162,13 +162,19 @@ def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Cons
     own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
     listen = (arguments.listen or f"tcp://{own_host}:0",)
     listening = ListenOptions(listen, contact=arguments.contact)
-    local = LocalRunSettings(workers_of(arguments), listening, arguments.restarts)
+    local = LocalRunSettings(
+        workers_of(arguments),
+        listening,
+        arguments.restarts,
+        rejoin_timeout_s=arguments.rejoin_timeout,
+    )
     display = TrainingProgress(console)
     with ExitStack() as opened:
         arguments.data = local_data(arguments.data, opened)
         try:
             train = standby_of(server, offered, directory, local, display, arguments)
-            summary = train_anywhere(train, directory, local, display, arguments)
+            with explained_end(arguments, directory):
+                summary = train_anywhere(train, directory, local, display, arguments)
         except BadInputError:
             if not directory.has_begun:
                 directory.discard()

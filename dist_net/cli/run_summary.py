@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dist_net.checkpoint import read_checkpoint
 from dist_net.cli.parser import print_json
 from dist_net.command_line import AUTO, command_line
 from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
@@ -21,15 +22,11 @@ DEFAULT_WORKERS = 2
 def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     """Print the results of the run and the next command; with ``as_json`` also the JSON object.
 
-    The figures of a run on a folder of images are those of its report. The summary is empty if the
-    run ended on another host before it could report here.
+    The figures of a run on a folder of images are those of its report.
     """
     console = plain_console(stderr=False)
     if as_json:
         print_json(summary)
-    if not summary:
-        console.print("the run is done")
-        return
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
     measured = "trained" if loss is None else f"test loss {loss:#.4g}"
     if accuracy is not None:
@@ -46,8 +43,9 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
         console.print(f" ({summary['seconds']:.1f} s)")
     else:
         console.print(
-            f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
-            f"{summary['samples_per_s']:,.0f} samples/s; {exchange_facts(summary)}"
+            f" at version {summary['version']:,}, after {summary['samples']:,} samples in "
+            f"{summary['seconds']:.1f} s: {summary['samples_per_s']:,.0f} samples/s; "
+            f"{exchange_facts(summary)}"
         )
     if summary["workers_joined"]:
         console.print(
@@ -123,10 +121,17 @@ def explained_end(arguments: argparse.Namespace, directory: RunDirectory) -> Ite
 
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
-    """Return the command that resumes a run that ended early."""
+    """Return what the directory holds of a run that ended early, and the command to resume it."""
+    words: list[object] = ["--resume", "--run-dir", directory.path]
+    if arguments.command == "join":  # as a standby
+        if not directory.checkpoint.exists():
+            return f"no copy of the run has arrived: {directory.path} cannot be resumed"
+        version = read_checkpoint(directory.checkpoint).version
+        resume = command_line("train", *words)
+        return f"{directory.path} holds version {version:,}; resume with: {resume}"
     if not directory.holds_run:
         return "the run has not begun"
-    words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
+    words.insert(0, arguments.command)
     if arguments.cluster != "local":
         workers = AUTO if arguments.workers is None else arguments.workers
         words += ["--cluster", arguments.cluster, "--workers", workers]

@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,19 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.address.startswith(("http:", "https:")):
         return _show(arguments, None)
-    with keys_for(arguments, CLIENT, "status") as keys:
-        return _show(arguments, keys)
-
-
-@contextmanager
-def keys_for(arguments: argparse.Namespace, role: str, *words: str) -> Iterator[PeerKeys | None]:
-    """Yield the keys of a command with these words; add the remedy to an error without access."""
     given = arguments.keys or announced_keys(arguments.address)
+    keys = load_peer_keys(given, CLIENT) if given else None
     try:
-        yield load_peer_keys(given, role) if given else None
+        return _show(arguments, keys)
     except (AccessRefusedError, InsecureAddressError) as error:
         keys_of_run = Path("RUN_DIRECTORY", "keys", OPERATOR)
-        command = command_line(*words, arguments.address, "--keys", keys_of_run)
+        command = command_line("status", arguments.address, "--keys", keys_of_run)
         error.add_note(f"as the user and on the host of the run: {command}")
         raise
 
@@ -277,6 +270,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
 
 
 def _behind(standby: Report) -> str:
+    if not standby["has_copy"]:
+        return f"no copy yet: {standby['arrived_share']:.0%} has arrived"
     return (
         f"{standby['versions_behind']:,} versions, {standby['samples_behind']:,} samples, "
         f"{standby['seconds_behind']:.1f} s behind; heard {standby['heard_s_ago']:.1f} s ago"

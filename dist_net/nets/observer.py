@@ -21,7 +21,6 @@ from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.handshakes import SETTLED_S, Contact
 from dist_net.wire.messages import (
-    ForgetMember,
     Message,
     RecipeOffer,
     RecipeRequest,
@@ -71,20 +70,16 @@ class Observer(AbstractContextManager["Observer"]):
         with self._turn:
             self._socket.close()
 
-    def status(self, first_record: int = 0) -> dict[str, Any]:
+    def status(self, first_record: int = 0, *reader: int) -> dict[str, Any]:
         """Return the run's report, with the metric records from ``first_record`` on."""
-        return self._report(StatusRequest(first_record))
+        return self._report(StatusRequest(first_record, *reader))
 
     def shut_down(self, reason: str) -> dict[str, Any]:
         """End the run with a checkpoint and return the last report."""
         return self._report(Shutdown(reason))
 
-    def forget(self, name: str) -> dict[str, Any]:
-        """Have a server count a voter as ended; return its report. Raise ProtocolError."""
-        return self._report(ForgetMember(name))
-
-    def snapshot(self) -> Snapshot:
-        return self._request(SnapshotRequest(), Snapshot)
+    def snapshot(self, *reader: int) -> Snapshot:
+        return self._request(SnapshotRequest(*reader), Snapshot)
 
     def recipe(self) -> RecipeOffer:
         """Return the server's recipe; its files are not checked yet."""
@@ -136,7 +131,8 @@ class Following:
 
     ``keys``: a directory of the keys for it, if it needs any, which other processes read.
     ``notify`` receives a text about each successor. ``digest``: of its recipe and data, for a
-    standby, which must have the same; see ``LoadedRecipe.digest``.
+    standby, which must have the same; see ``LoadedRecipe.digest``. ``reader``: see
+    ``StatusRequest``.
     """
 
     server: ServerAccess
@@ -144,6 +140,7 @@ class Following:
     notify: Callable[[str], None] = lambda _: None
     route: ServerRoute = field(default_factory=ServerRoute)
     digest: str = ""
+    reader: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._given = self.server
@@ -165,7 +162,7 @@ class Following:
                 try:
                     server = access_to(self.route.current, self._given)
                     observer = opened.enter_context(Observer(*server, timeout_s, while_waiting))
-                    report = observer.status(first_record)
+                    report = observer.status(first_record, *self.reader)
                     if self.route.accepts(report):
                         break
                     raise NoAnswerError(f"another server has replaced that at {server.address}")

@@ -49,8 +49,6 @@ def train_and_report(
     """Train, write model and report; return the run's JSON object: see ``PreparedRun.train``."""
     with directory.locked(), ExitStack() as opened:
         trained = ImageRun(directory, options, local, console, display, follows).train()
-        if trained is None:
-            return {}
         images = opened.enter_context(trained.images)
         recipe, judged, head = trained.recipe, trained.judged, trained.head
         calibration = judged.calibrate(options.precision)

@@ -105,11 +105,10 @@ class ImageRun:
     display: TrainingProgress
     follows: Following | None = None
 
-    def train(self) -> TrainedImages | None:
+    def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Return None if the run that this one ``follows`` has ended elsewhere. Raise every error of
-        reading, preparing and training; invalid input leaves no new directory.
+        Raise every error of reading, preparing and training; invalid input leaves no new directory.
         """
         began_s = time.monotonic()
         try:
@@ -120,8 +119,7 @@ class ImageRun:
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
-            if (report := self._train_whole(images, whole, None)) is None:
-                return None
+            report = self._train_whole(images, whole, None)
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
@@ -160,7 +158,7 @@ class ImageRun:
         )
         return epochs if fine_tune else 0
 
-    def _tune(self, kept: TrainedImages, found: FoundBase) -> TrainedImages | None:
+    def _tune(self, kept: TrainedImages, found: FoundBase) -> TrainedImages:
         """Train the whole net; return it if it is better than the head, else ``kept``.
 
         If the run is interrupted, the better one is the directory's model.
@@ -178,7 +176,7 @@ class ImageRun:
             if directory.checkpoint.exists():
                 write_model(directory, self.options, self._better(kept, judge, kept.report))
             raise
-        return None if report is None else self._better(kept, judge, report)
+        return self._better(kept, judge, report)
 
     def _better(
         self, kept: TrainedImages, judge: TuningJudge, report: dict[str, Any]
@@ -335,7 +333,7 @@ class ImageRun:
         recipe: ImageRecipe,
         initial: Vector | None,
         judge: Judge | None = None,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, Any]:
         """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
         directory = self.directory
         if initial is not None:
@@ -349,7 +347,7 @@ class ImageRun:
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            report = LocalRun(
+            return LocalRun(
                 directory,
                 loaded,
                 dataset,
@@ -359,8 +357,6 @@ class ImageRun:
                 judge=judge,
                 follows=self.follows,
             ).run()
-        # A copy that was not served may lack the last updates.
-        return None if self.follows and not directory.owner.exists() else report
 
 
 def _head_report(

@@ -72,9 +72,12 @@ class RunningChild:
         return self._process.poll()
 
     def wait_until_ready(
-        self, silence_s: float, while_waiting: Callable[[], None] = lambda: None
+        self,
+        silence_s: float,
+        while_waiting: Callable[[], None] = lambda: None,
+        awaited: str = READY,
     ) -> list[str]:
-        """Wait until the process has printed READY; return the words after it, unquoted.
+        """Wait until the process has printed this word; return the words after it, unquoted.
 
         Raise ProcessFailedError if it ends first, or prints nothing for ``silence_s``.
         ``while_waiting`` is called often.
@@ -85,7 +88,7 @@ class RunningChild:
             lines = self._lines()
             for line in lines:
                 word, _, rest = line.partition(" ")
-                if word == READY:
+                if word == awaited:
                     return shlex.split(rest)
             if has_ended:
                 raise self.failure()
@@ -104,8 +107,8 @@ class RunningChild:
     @property
     def listens_as_standby(self) -> list[str] | None:
         """Where it listens while it follows a run of another host; None before, and afterwards."""
-        said = {line.partition(" ")[0]: line.partition(" ")[2] for line in self._lines()}
-        return shlex.split(said[STANDBY]) if STANDBY in said and READY not in said else None
+        said = self.printed(STANDBY)
+        return shlex.split(said[-1]) if said and not self.printed(READY) else None
 
     @property
     def is_loading(self) -> str:
@@ -128,7 +131,7 @@ class RunningChild:
     @property
     def has_died(self) -> bool:
         """Whether it has ended without code 0 and without printing a reason."""
-        return self.exit_code not in (None, 0) and not self._reasons()
+        return self.exit_code not in (None, 0) and not self.printed(FAILED)
 
     @property
     def is_lost(self) -> bool:
@@ -143,13 +146,14 @@ class RunningChild:
     @property
     def last_words(self) -> str:
         """The reason that it printed, else its exit code."""
-        reasons = self._reasons()
-        if reasons:
-            return reasons[-1].strip()
+        if reasons := self.printed(FAILED):
+            return reasons[-1]
         return getattr(self._process, "lost", "") or f"it ended with code {self.exit_code}"
 
-    def _reasons(self) -> list[str]:
-        return [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
+    def printed(self, word: str) -> list[str]:
+        """Return the rest of each line that begins with this word."""
+        lines = (line.partition(" ") for line in self._lines())
+        return [rest.strip() for first, _, rest in lines if first == word]
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it has ended; return False on a timeout."""

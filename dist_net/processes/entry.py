@@ -32,6 +32,9 @@ LOADING = "LOADING"
 STANDBY = "STANDBY"
 """What a standby prints once it follows a run; it is READY when it serves it."""
 REPORT_EVERY_S = 1.0
+LACKS = "LACKS"
+"""What a server prints at its end, with the name of each standby that lacks the last version."""
+
 FAILED = "FAILED"
 MAX_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2

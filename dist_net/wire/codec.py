@@ -32,7 +32,7 @@ _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 # ``msgpack.packb`` would create a Packer and its buffer for each call. A path may not be UTF-8.
 _pack = msgpack.Packer(unicode_errors="replace").pack
 # A short hostile header must not make msgpack reserve much memory.
-_UNPACK_LIMITS = {"use_list": False, "max_array_len": 17, "max_map_len": 0, "max_ext_len": 0}
+_UNPACK_LIMITS = {"use_list": False, "max_array_len": 20, "max_map_len": 0, "max_ext_len": 0}
 
 _Check = tuple[tuple[type, ...], float | None, float, Callable[[Any], bool] | None]
 """The allowed types, the range of a number, and a check of other values."""

@@ -19,7 +19,6 @@ Every request has exactly one reply:
     StatusRequest   ──────────────▶   StatusReport
     SnapshotRequest ──────────────▶   Snapshot
     Shutdown        ──────────────▶   StatusReport
-    ForgetMember    ──────────────▶   StatusReport | Refuse
 
     host with a token
     Enroll          ──────────────▶   Enrolled | Refuse
@@ -88,7 +87,6 @@ class Join(NamedTuple):
     ``recipe_digest`` must equal the server's. With ``shares_memory``, the worker can map a segment
     of a server on its host; otherwise arrays travel as frames. ``parts`` is the number of processes
     that take its local steps: the worker stands for all of them, with one exchange for each lease.
-    ``public_key`` (Z85) is its key, which the server's socket fills in; "" if it needs none.
     """
 
     name: Name
@@ -99,7 +97,6 @@ class Join(NamedTuple):
     request_id: int = 0
     equipment: Equipment = UNKNOWN_EQUIPMENT
     parts: Parts = 1
-    public_key: Name = ""
 
 
 class StepSettings(NamedTuple):
@@ -224,9 +221,14 @@ class Stop(NamedTuple):
 
 
 class StatusRequest(NamedTuple):
-    """An observer requests the run's state and the metric records from ``first_record`` on."""
+    """An observer requests the run's state and the metric records from ``first_record`` on.
+
+    A pool that follows the run is ``reader``, a random number, and has ``version``; 0: another.
+    """
 
     first_record: int
+    reader: int = 0
+    version: int = 0
 
 
 class StatusReport(NamedTuple):
@@ -236,7 +238,10 @@ class StatusReport(NamedTuple):
 
 
 class SnapshotRequest(NamedTuple):
-    """An observer requests the current weights."""
+    """An observer requests the current weights; ``reader``: see ``StatusRequest``."""
+
+    reader: int = 0
+    version: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -251,12 +256,6 @@ class Shutdown(NamedTuple):
     """An observer ends the run: the server writes a checkpoint, stops the workers and exits."""
 
     reason: Reason
-
-
-class ForgetMember(NamedTuple):
-    """An operator states that a voter, by its name or public key, has ended for good."""
-
-    name: Name
 
 
 class Enroll(NamedTuple):
@@ -293,26 +292,27 @@ class RecipeOffer(NamedTuple):
 class Follow(NamedTuple):
     """A standby requests what it lacks of a run, several times a second.
 
-    ``address`` is where it would be the server, "" if it only copies; ``public_key``: see ``Join``.
-    It has ``journal_bytes`` of the journal of ``term``, and the whole state of ``version``, after
-    ``samples`` applied samples. With ``wants_state``, it has received ``state_bytes`` of the next
-    one, ``state_version``. ``sent_s`` and ``heard_s``: see ``Heartbeat``. It has stored the list of
-    voters with the fingerprint ``voters``. If it ``leaves``, the run no longer counts on it; if it
-    ``serves``, it has begun ``term`` itself.
+    ``address`` is where it would be the server, "" if it only copies; ``public_key`` (Z85) is its
+    key, which the server's socket fills in. It has ``journal_bytes`` of the journal of ``term``,
+    and the whole state of ``version`` in ``copied_term`` (0: none yet), after ``samples`` applied
+    samples. It requests ``part_bytes`` of ``state_version`` from ``state_bytes`` on, or from 0 on
+    of the newest version. If ``part_bytes`` is 0, it requests the journal, and ``state_bytes`` have
+    arrived. ``sent_s`` and ``heard_s``: see ``Heartbeat``. If it ``leaves``, the run no longer
+    counts on it; if it ``serves``, it has begun ``term`` itself.
     """
 
     host: HostName
     address: Name
     term: int
     journal_bytes: int
+    copied_term: int
     version: int
     samples: int
-    wants_state: bool
+    part_bytes: int
     state_version: int
     state_bytes: int
     sent_s: float
     heard_s: float
-    voters: Name = ""
     leaves: bool = False
     serves: bool = False
     public_key: Name = ""
@@ -322,9 +322,10 @@ class Followed(NamedTuple):
     """What a standby lacks of the run of ``term``, which is at ``version`` now.
 
     ``sent_s`` is copied from the request. ``host`` is the server's; ``others`` is a JSON array, see
-    ``dist_net.training.server.standbys.Remembered``. The parts are bytes of the journal from
-    ``journal_at`` on, a JSON object of facts with the first bytes of a state, and bytes from
-    ``state_at`` on of the state ``state_version``.
+    ``dist_net.training.server.standbys.Remembered``. A copy may take a ``share`` of the link. The
+    parts are bytes of the journal from ``journal_at`` on, a JSON object of facts with the first
+    bytes of a state, and bytes from ``state_at`` on of the state ``state_version``. A standby that
+    has the newest state receives the facts alone.
     """
 
     term: int
@@ -336,14 +337,13 @@ class Followed(NamedTuple):
     journal_at: int
     state_version: int
     state_at: int
+    share: Annotated[float, Limits(low=0.01, high=1.0)]
     parts: Payloads
 
 
 WorkerMessage = Join | Pull | Push | Heartbeat | Leave
 ServerMessage = Welcome | Refuse | Work | Alive | Stop
-ObserverMessage = (
-    StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown | ForgetMember
-)
+ObserverMessage = StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown
 HostMessage = Enroll | Enrolled | RecipeRequest | RecipeOffer
 StandbyMessage = Follow | Followed
 Message = (

@@ -41,7 +41,6 @@ from dist_net.errors import KeyFileError
 from dist_net.wire.messages import (
     Enroll,
     Follow,
-    ForgetMember,
     Message,
     RecipeRequest,
     Shutdown,
@@ -62,7 +61,7 @@ _OF_CLIENTS = _OF_ALL | {SnapshotRequest}
 MAY_SEND: dict[str, set[type[Message]]] = {
     WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
     CLIENT: _OF_CLIENTS,
-    OPERATOR: _OF_CLIENTS | {Shutdown, ForgetMember},
+    OPERATOR: _OF_CLIENTS | {Shutdown},
     STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow, SnapshotRequest},
     TOKEN: {Enroll},
 }

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dist_net import Client
+from dist_net.checkpoint import read_checkpoint
 from dist_net.data import dataset_named
 from dist_net.errors import DistNetError, ReloadError
 from dist_net.nets.observer import Observer
@@ -151,15 +152,15 @@ def test_a_run_is_followed_to_another_host_and_answers_never_go_back(
 
 
 def test_answers_follow_the_run_and_its_last_version_stays(
-    serve: Any, train: Any, eventually: Eventually
+    serve: Any, train: Any, run: Path, eventually: Eventually
 ) -> None:
     pool = serve(f"{LIVE}={train.address}", "--workers", "2")
     with Questions(pool.address) as questions:
         eventually(lambda: len(questions.versions) > 2)
         train.process.send_signal(signal.SIGINT)
         assert train.ends() == 130
-        questions.go_on(eventually)
-        last = questions.answers[-1].version
+        last = read_checkpoint(run / "checkpoint.safetensors").version
+        eventually(lambda: questions.answers[-1].version == last)
         with Client(pool.address) as client, pytest.raises(ReloadError, match="ipc://"):
             client.reload(LIVE, timeout_s=30)
         questions.go_on(eventually)

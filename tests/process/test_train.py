@@ -26,7 +26,16 @@ Start = Here = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 REPORTED = {
-    *("recipe", "run_dir", "checkpoint", "epochs", "samples", "seconds", "samples_per_s"),
+    *(
+        "recipe",
+        "run_dir",
+        "checkpoint",
+        "version",
+        "epochs",
+        "samples",
+        "seconds",
+        "samples_per_s",
+    ),
     *("test_accuracy", "test_loss", "pushes_applied", "pushes_rejected", "duplicates_dropped"),
     *("gradients_refused", "staleness_mean", "staleness_max", "workers_joined", "workers_lost"),
     *("checkpoints_failed", "journal_failures", "samples_done_again", "warnings"),

@@ -21,7 +21,6 @@ from dist_net.wire.messages import (
     Follow,
     Followed,
     Heartbeat,
-    Join,
     Message,
     Push,
     Refuse,
@@ -173,30 +172,22 @@ class VirtualNetwork:
         for send in held:
             send()
 
-    def listen(self, host: str, key: str = "") -> "VirtualServerSocket":
+    def listen(self, host: str) -> "VirtualServerSocket":
         """Return the socket of a server on this host, and connect the clients that wait for it."""
-        server = self._servers[host] = VirtualServerSocket(self, host, key)
+        server = self._servers[host] = VirtualServerSocket(self, host)
         for client in self._clients:
             if client.server_host == host:
                 client.connect()
         return server
 
     def connect(
-        self,
-        host: str,
-        server_host: str,
-        owner: str = "",
-        role: str = "",
-        key: str = "",
-        server_key: str = "",
+        self, host: str, server_host: str, owner: str = "", role: str = ""
     ) -> "VirtualClientSocket":
         """Return a client's socket; it connects as soon as a server listens.
 
-        ``owner`` is its name in the trace, by default the host; ``role`` is its ``key``'s, ""
-        without. It connects to a server with ``server_key`` only; "": with any.
+        ``owner`` is its name in the trace, by default the host; ``role`` is its key's, "" without.
         """
-        names = host, server_host, owner or host, role, key, server_key
-        client = VirtualClientSocket(self, *names)
+        client = VirtualClientSocket(self, host, server_host, owner or host, role)
         self._clients.append(client)
         client.connect()
         return client
@@ -328,10 +319,9 @@ class VirtualSocket:
 class VirtualServerSocket(VirtualSocket):
     """A server's end, like `dist_net.wire.transport.ServerSocket`, but it never waits."""
 
-    def __init__(self, network: VirtualNetwork, host: str, key: str) -> None:
+    def __init__(self, network: VirtualNetwork, host: str) -> None:
         super().__init__(network)
         self.host = host
-        self.key = key
         self.on_send: Callable[[Message], None] = lambda _: None
         self._arrived: deque[tuple[bytes, Message]] = deque()
         self._clients: dict[bytes, VirtualClientSocket] = {}
@@ -370,6 +360,13 @@ class VirtualServerSocket(VirtualSocket):
         self.send(node, message)
         return True
 
+    def key_of(self, node: bytes) -> str:
+        return ""
+
+    def has_unread(self, node: bytes) -> bool:
+        """Return whether states are on their way to a node, at random."""
+        return bool(self.network.schedule.random.random() < 0.2)
+
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Raise the error in progress, unless a disk has failed: no message may cause another."""
         if not isinstance(sys.exception(), OSError):
@@ -394,21 +391,12 @@ class VirtualClientSocket(VirtualSocket):
     """A client's end, like `dist_net.wire.transport.ClientSocket`, but it never waits."""
 
     def __init__(
-        self,
-        network: VirtualNetwork,
-        host: str,
-        server_host: str,
-        owner: str,
-        role: str,
-        key: str,
-        server_key: str,
+        self, network: VirtualNetwork, host: str, server_host: str, owner: str, role: str
     ) -> None:
         super().__init__(network)
         self.host = host
         self.owner = owner
         self._roles = frozenset({role} if role else ())
-        self._key = key
-        self._server_key = server_key
         self.server_host = server_host
         self._arrived: deque[Message] = deque()
         self._unsent: deque[Message] = deque()
@@ -428,14 +416,12 @@ class VirtualClientSocket(VirtualSocket):
     def connect(self) -> None:
         """Connect, if a server listens, and send the waiting messages."""
         server = self.network.server_at(self.server_host)
-        if server is None or self._server_key not in ("", server.key):
+        if server is None:
             return
         node = b"node %d" % next(self.network.node_numbers)
         schedule, own, theirs = self.network.schedule, self.host, server.host
 
         def arrive(message: Message) -> None:
-            if isinstance(message, Join | Follow):
-                message = message._replace(public_key=self._key)
             refusal = role_refusal(self._roles, type(message)) if self._roles else None
             if refusal is None:
                 server.arrive(node, message)

@@ -1,6 +1,7 @@
 """The source of a model in training: its parameter server, or the successor of that."""
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ class FollowedRun:
 
     def __post_init__(self) -> None:
         self._following = Following(ServerAccess(self.address, self.keys))
+        self._number = secrets.randbits(63)
 
     def to_json(self) -> str:
         """Return what ``resume`` takes in another process that reads this model."""
@@ -59,6 +61,7 @@ class FollowedRun:
     @contextmanager
     def _observed(self) -> Iterator[tuple[Observer, dict[str, Any]]]:
         following = self._following
+        following.reader = self._number, max(0, self.version_read)
         with following.observed(ANSWER_WITHIN_S) as (observer, report):
             version = int(value_in(report, "version", following.server.address))
             if version < self.version_read and term_number(following.route.term) > 1:
@@ -80,7 +83,7 @@ class FollowedRun:
             if self._loaded is None or self._reference != reference:
                 self._class_names = None  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
-            snapshot = observer.snapshot()
+            snapshot = observer.snapshot(*self._following.reader)
         size = self._loaded.recipe.layout.size
         if len(snapshot.weights) != size:
             raise RecipeError(

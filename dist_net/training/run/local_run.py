@@ -19,6 +19,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any, Self
 
+from dist_net.checkpoint import read_checkpoint, read_resumable_checkpoint
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
@@ -33,12 +34,13 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.json_records import record_from_json
-from dist_net.nets.observer import Following, Observer
+from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
-from dist_net.processes.launcher import POLL_S, Given, LocalProcesses, ProcessSpec, Word
+from dist_net.processes.entry import LACKS, STANDBY
+from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
@@ -49,17 +51,21 @@ from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
+from dist_net.training.server.copy_pace import SLOW_DISK_BYTES_PER_S
+from dist_net.training.server.run_report import run_report
+from dist_net.training.server.state import RunState
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
+from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
 START_TIMEOUT_S = 300.0
 REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
+AWAITED_EVERY_S = 5.0
 SILENCE_S = 5.0  # until the user is notified that the server does not answer
 ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # for how long the workers tolerate a stopped server
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
-SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
 """The time for the server to write its checkpoint after its command was killed."""
 
@@ -71,7 +77,8 @@ class LocalRunSettings:
     Each process is restarted up to ``restarts`` times if it dies. The server may load for any time
     while it reports that it does; ``start_timeout_s`` limits its silence. Processes run on this
     host, or on the Ray cluster at ``ray_address``, where ``workers`` may be None: as many as there
-    are free CPUs. Raise SettingError for a timeout of 0 or less.
+    are free CPUs. A standby ends after a silence of the server of ``rejoin_timeout_s``. Raise
+    SettingError for a timeout of 0 or less.
     """
 
     workers: int | None
@@ -79,10 +86,12 @@ class LocalRunSettings:
     restarts: int = RESTARTS
     ray_address: str | None = None
     start_timeout_s: float = START_TIMEOUT_S
+    rejoin_timeout_s: float = REJOIN_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        if not self.start_timeout_s > 0:
-            raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
+        for name in ("start_timeout", "rejoin_timeout"):
+            if not (seconds := getattr(self, f"{name}_s")) > 0:
+                raise SettingError(f"{name}={seconds:g}: expected seconds above 0")
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
@@ -159,7 +168,7 @@ class LocalRun:
         judge: Judge | None = None,
         follows: Following | None = None,
     ) -> None:
-        settings = options.settings(loaded)
+        settings = self._settings = options.settings(loaded)
         if settings.size_fault and (local.listening.listen or local.ray_address is not None):
             raise SettingError(settings.size_fault)
         if follows and (facts := difference(settings.recipe_digest, follows.digest)):
@@ -177,6 +186,7 @@ class LocalRun:
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
         self._was_ready = False
         self._has_workers = False
+        self._lacking = list[str]()
         self._next_record = self._term = 0
         self._silence = Silence(display.warned, "the parameter server answers again")
         self._notices = RunNotices(display.warned)
@@ -250,13 +260,11 @@ class LocalRun:
                     while_waiting=partial(self._wait, child),
                     nobody_s=ANSWER_TIMEOUT_S,
                 ) as observer:
-                    outcome = self._watch(observer, child)
-                self._await_checkpoint(child)
+                    report = self._watch(observer, child)
+                return self._summary(report)
             except ProcessFailedError:
                 if not (child.has_died and self._supervisor.is_replaced(server, child)):
                     raise
-            else:
-                return outcome
 
     def _wait(self, server: RunningChild, waited_s: float = 0.0) -> None:
         """Check during a request that the server runs; raise ProcessFailedError if not."""
@@ -274,6 +282,7 @@ class LocalRun:
             arguments += ["--contact", self._local.listening.contact]
         if self._follows is not None:
             arguments += ["--follow", self._follows.server.address]
+            arguments += ["--rejoin-timeout", str(self._local.rejoin_timeout_s)]
             if self._follows.keys is not None:
                 arguments += ["--follow-keys", str(self._follows.keys)]
         elif self._directory.has_begun:
@@ -305,10 +314,11 @@ class LocalRun:
         return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
+        """Watch the run until the server has ended; return its last report, {} of others."""
         if self._follows is not None:
             report = self._watch_elsewhere(self._follows, server)
             if server.exit_code is not None:
-                return self._summary(report, self.evaluation) if report else {}
+                return {}
             self._follows = None
             self._display.warned("the server is lost: this host continues the run")
             here = [each["host"] for each in report.get("workers", ())].count(gethostname())
@@ -331,7 +341,7 @@ class LocalRun:
                 server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
-            self._evaluations.take_if_due(observer, report["samples"])
+            self._evaluations.take_if_due(report["samples"], observer.snapshot)
             reason = self._evaluations.stop_reason
             if self._display.wants_end:
                 reason = "a callback returned True"
@@ -340,10 +350,11 @@ class LocalRun:
             self._display.warned(f"stopped early: {reason}")
         while report["records"] and not reason:
             report = self._show(observer, observer.status(self._next_record))
-        evaluation = (self.evaluation if reason else None) or self._evaluations.take(observer)
+        if not reason:
+            self._evaluations.take(observer.snapshot())
         self._wait(server)
-        observer.shut_down(reason or "every epoch is done")
-        return self._summary(report, self.evaluation or evaluation)
+        report = observer.shut_down(reason or "every epoch is done")
+        return self._await_end(observer, server, report)
 
     def _watch_elsewhere(self, follows: Following, server: RunningChild) -> dict[str, Any]:
         """Watch the run on the other host until it is done, or here; return the last report.
@@ -351,10 +362,8 @@ class LocalRun:
         This host evaluates, too, so that it has the metrics and the best weights.
         """
         report: dict[str, Any] = {}
-        while (addresses := server.listens_as_standby) is None:
-            self._wait(server)
-            time.sleep(POLL_S)
-        self._keep_ports(addresses)
+        starting = self._local.start_timeout_s, partial(self._while_starting, server)
+        self._keep_ports(server.wait_until_ready(*starting, STANDBY))
 
         def wait(_waited_s: float) -> None:
             if server.exit_code == 0:
@@ -367,25 +376,53 @@ class LocalRun:
                 announce(directory, [follows.server.address], follows.keys)
             while server.listens_as_standby and server.exit_code is None:
                 observed = follows.observed(SILENCE_S, self._next_record, wait)
-                with suppress(NoAnswerError, ProtocolError), observed as (observer, report):
-                    report = self._show(observer, report)
-                    self._evaluations.take_if_due(observer, report["samples"])
+                try:
+                    with observed as (observer, report):
+                        report = self._show(observer, report)
+                except (NoAnswerError, ProtocolError) as error:
+                    if server.exit_code is None:
+                        wait_s = self._local.rejoin_timeout_s
+                        self._silence.begins(
+                            f"{error}; this standby tries again for {wait_s:g} s, and goes on with "
+                            f"the run once most of its hosts have lost the server, too"
+                        )
+                if self._directory.checkpoint.exists():
+                    self._evaluations.take_if_due(report.get("samples", 0), self._copied)
                 ended = self._supervisor.ended_workers
                 self._supervisor.report_ended([each for each in ended if each.child.exit_code])
                 time.sleep(REPORT_EVERY_S)
-        if server.exit_code != 0:
-            self._wait(server)
+        if server.exit_code is not None:
+            if server.exit_code != 0:
+                self._wait(server)
+            self._evaluations.take(self._copied())
         return report
 
-    def _summary(self, report: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
+    def _copied(self) -> Snapshot:
+        """Return the weights of the copy on this host's disk."""
+        checkpoint = read_checkpoint(self._directory.checkpoint)
+        run = RunState.resumed(self._settings, checkpoint)
+        samples = run.ledger.applied_samples
+        return Snapshot(checkpoint.version, samples, checkpoint.evaluated_weights)
+
+    def _summary(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object about the files of the directory."""
+        last = read_resumable_checkpoint(self._directory.checkpoint)
+        if report.get("version") != last.version:
+            report = run_report(RunState.resumed(self._settings, last), NO_RECORDS, now=0.0)
+            report |= {"consistency": str(self._settings.consistency)}
+        has_best = self._options.keeps_best and self._directory.best.exists()
+        file = self._directory.best if has_best else self._directory.checkpoint
+        model = read_checkpoint(file) if has_best else last
+        evaluation = self._evaluations.of(model)
         return {
             "recipe": self._loaded.name,
             "run_dir": str(self._directory.path),
-            "checkpoint": str(self._directory.model_file),
+            "checkpoint": str(file),
+            "version": model.version,
             "test_accuracy": evaluation and evaluation.accuracy,
             "test_loss": evaluation and evaluation.loss,
             **{name: report[name] for name in REPORTED},
-            "warnings": self._notices.warnings,
+            "warnings": self._notices.warnings + self._lacking,
         }
 
     def _ready(self, addresses: list[str]) -> None:
@@ -464,8 +501,26 @@ class LocalRun:
             if had_workers:
                 self._display.warned("no worker is left: the run goes on when one joins")
 
-    def _await_checkpoint(self, server: RunningChild) -> None:
-        grace_s = checkpoint_grace_s(self._directory.checkpoint)
+    def _await_end(
+        self, observer: Observer, server: RunningChild, report: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Wait for the server's end, and show for whom it waits; return the last report."""
+        grace_s, shown_s = checkpoint_grace_s(self._directory.checkpoint), -math.inf
+        until_s = time.monotonic() + grace_s
+        try:
+            while server.exit_code is None and (now := time.monotonic()) < until_s:
+                with suppress(NoAnswerError, ProcessFailedError):  # it ends meanwhile
+                    report = self._show(observer, observer.status(self._next_record))
+                    until_s = now + grace_s if report["awaited"] else until_s
+                    if report["awaited"] and now > shown_s + AWAITED_EVERY_S:
+                        shown_s, names = now, ", ".join(report["awaited"])
+                        self._display.warned(
+                            f"the last version of the run is on its way to {names}; "
+                            f"Ctrl-C ends the run without waiting"
+                        )
+                    server.wait(REPORT_EVERY_S)
+        except KeyboardInterrupt:
+            server.terminate()
         if not server.wait(grace_s):
             raise ProcessFailedError(
                 f"the parameter server has not written {self._directory.checkpoint} in "
@@ -473,6 +528,11 @@ class LocalRun:
             )
         if server.exit_code != 0:
             raise server.failure()
+        self._lacking = [
+            f"{host}, a standby, lacks the last version of the run"
+            for host in server.printed(LACKS)
+        ]
+        return report
 
     def _end(self) -> None:
         """End all processes; the server has time to write its checkpoint."""

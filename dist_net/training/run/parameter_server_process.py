@@ -2,7 +2,7 @@
 
     python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY [LISTEN_ADDRESS...]
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
-        [--contact HOST] [--follow ADDRESS [--follow-keys DIR]]
+        [--contact HOST] [--follow ADDRESS [--follow-keys DIR] [--rejoin-timeout SECONDS]]
 
 Prints ``LOADING WHAT`` on stdout every second at first, then ``READY ADDRESS...``, quoted for a
 shell, when there is a first checkpoint and workers may connect, or ``FAILED REASON`` when it ends
@@ -19,6 +19,7 @@ needed.
 
 import argparse
 import json
+import math
 import shlex
 import socket
 import sys
@@ -36,7 +37,7 @@ from dist_net.errors import KeyFileError
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on_signals
+from dist_net.processes.entry import LACKS, STANDBY, StartReports, entry_point, stop_on_signals
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.successor import remembered_in
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=int)
     parser.add_argument("--follow")
     parser.add_argument("--follow-keys", type=Path)
+    parser.add_argument("--rejoin-timeout", type=float, default=math.inf)
     parser.add_argument("--contact", default="")
     add_trust_argument(parser)
 
@@ -86,13 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
         ports = [each.rpartition(":")[2] for each in listening.contact_addresses]
         own_host = bracketed(host or socket.gethostname())
         address = f"tcp://{own_host}:{ports[-1]}" if ports else ""
-        own = Standby(address, "" if keys is None else keys.public.decode())
 
         def connect(place: Standby) -> ClientSocket:
             access = access_with(follow_keys or keys, place)
             return ClientSocket(*access, MAX_MANIFEST_BYTES, hang_ups_s=float("inf"))
 
-        opened = partial(opened_run, arguments, directory, listening, own, connect)
+        opened = partial(opened_run, arguments, directory, listening, address, connect)
         if not is_standby:
             with opened(others) as loop:
                 stop_on_signals(
@@ -121,12 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
             listening,
             RunCopy(settings, directory.checkpoint, directory.journal),
             socket.gethostname(),
-            own,
+            address,
             options.takeover_after_s,
             opened,
             takes,
             others,
             remember if address else lambda _: None,
+            arguments.rejoin_timeout,
         )
         with closing(standby), ThreadPoolExecutor(2, "writer") as writer:
             stop_on_signals(standby.stop, arguments.parent)
@@ -143,7 +145,7 @@ def opened_run(
     arguments: argparse.Namespace,
     directory: RunDirectory,
     listening: ServerSocket,
-    own: Standby,
+    address: str,
     connect: Connect,
     remembered: Remembered,
     after: int | None = None,
@@ -193,13 +195,15 @@ def opened_run(
             options.to_json(),
         ),
         host=socket.gethostname(),
-        own=own,
         remembered=remembered,
         more_facts=more_facts,
         may_follow=listening.may_follow,
+        address=address,
         connect=connect,
     ) as loop:
         yield loop
+        for host in loop.lacking:
+            print(f"{LACKS} {host}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
+from dist_net.checkpoint import Checkpoint
 from dist_net.data import Dataset
 from dist_net.errors import FileWriteError
-from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
 from dist_net.training.run.metrics_files import MetricsFiles
@@ -21,7 +21,7 @@ Judge = Callable[[int, Vector], tuple[Evaluation | None, str]]
 
 
 class PeriodicEvaluation:
-    """Evaluate a server's weights after an epoch, and keep those in ``best``.
+    """Evaluate a run's weights after an epoch, and keep those in ``best``.
 
     ``judge`` evaluates instead of the recipe. ``evaluation`` is of the best weights, or else of
     the last. Training should end once ``stop_reason`` is not "".
@@ -41,6 +41,8 @@ class PeriodicEvaluation:
         self.stop_reason = ""
         evaluate = evaluate_recipe(recipe, dataset)
         self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
+        self._evaluate = None if judge else evaluate
+        self._taken = self._version = -1  # the version taken last, and that of ``evaluation``
         self._samples_per_epoch = len(dataset.train_targets)
         self._best = best
         self._metrics = metrics
@@ -51,21 +53,30 @@ class PeriodicEvaluation:
     def resume(self, samples: int) -> None:
         """Continue after ``samples``, whose epochs are not evaluated again."""
         self._epochs = samples // self._samples_per_epoch
+        self._taken = self._version = -1
 
-    def take_if_due(self, observer: Observer, samples: int) -> None:
+    def take_if_due(self, samples: int, snapshot: Callable[[], Snapshot]) -> None:
         epochs, began_s = samples // self._samples_per_epoch, time.monotonic()
         if epochs > self._epochs and began_s >= self._next_s:
             self._epochs = epochs
-            self.take(observer)
+            self.take(snapshot())
             ended_s = time.monotonic()
             self._next_s = ended_s + min(MAX_PAUSE_S, (ended_s - began_s) / MAX_SHARE)
 
-    def take(self, observer: Observer) -> Evaluation | None:
-        """Evaluate and record the server's weights; return None if the recipe does not say how."""
-        snapshot = observer.snapshot()
+    def of(self, model: Checkpoint) -> Evaluation | None:
+        """Return the evaluation of a model that was written; it may have been taken before."""
+        if self._evaluate and self._version != model.version:
+            self.evaluation = self._evaluate(model.evaluated_weights)
+        return self.evaluation
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Evaluate and record these weights, if the recipe says how, unless they were taken."""
+        if snapshot.version == self._taken:
+            return
+        self._taken = snapshot.version
         evaluation, reason = self._judge(snapshot.samples, snapshot.weights)
         if evaluation is None:
-            return None
+            return
         record = {
             "kind": "test",
             "samples": snapshot.samples,
@@ -76,11 +87,10 @@ class PeriodicEvaluation:
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
-            self.evaluation = evaluation
+            self.evaluation, self._version = evaluation, snapshot.version
         if self._best is not None and self._best.is_out_of_patience:
             self.stop_reason = "no progress for as many evaluations as --patience allows"
         self.stop_reason = reason or self.stop_reason
-        return evaluation
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
         """Return whether these weights are the best so far, and were written."""

@@ -27,6 +27,7 @@ WARNINGS = {
     "worker_warning": None,
     "kernel_warning": None,
     "majority_warning": "the run continues",
+    "copy_warning": "every standby keeps up",
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 

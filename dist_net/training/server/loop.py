@@ -25,6 +25,7 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk, replacing
+from dist_net.training.server.copy_pace import BUSY_SHARE, MAX_PART_BYTES
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
@@ -53,7 +54,7 @@ from dist_net.training.server.protocol import (
     ServerCommand,
 )
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.standby_copy import PART_BYTES, SentState
+from dist_net.training.server.standby_copy import SentState
 from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
@@ -71,14 +72,14 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.standbys import NOWHERE, Standby
+from dist_net.wire.standbys import Standby
 from dist_net.wire.transport import ClientSocket, ServerConnection, ServerSocket
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
-"""How long a server answers its peers once the run is over, and before that, copies it to them."""
+"""How long a server answers once the run is over and nobody is awaited."""
 
 BASE, RESULT = 0, 1
 """The states in a worker's shared memory: to begin from, and after its local steps."""
@@ -98,6 +99,8 @@ class WorkersSocket(Protocol):
     def receive(self, timeout_s: float) -> Received: ...
     def send(self, node: bytes, message: Message) -> object: ...
     def send_one(self, node: bytes, message: Message) -> bool: ...
+    def key_of(self, node: bytes) -> str: ...
+    def has_unread(self, node: bytes) -> bool: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
 
@@ -272,10 +275,10 @@ class ServerLoop:
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
     each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
-    of this host shares with the server. ``host``, ``own`` and ``remembered``: see ``Standbys``;
+    of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
     ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
     the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
-    ``connect`` reaches other servers of the run, to which this one shows its term.
+    ``connect`` reaches other servers of the run, to which this one, at ``address``, shows its term.
     """
 
     def __init__(
@@ -290,10 +293,10 @@ class ServerLoop:
         offer: RecipeOffer | None = None,
         ownership: RunOwnership | None = None,
         host: str = "",
-        own: Standby = NOWHERE,
         remembered: Remembered = NOTHING,
         more_facts: Callable[[bool], dict[str, Any]] = lambda _: {},
         may_follow: Callable[[str], bool] = lambda _: True,
+        address: str = "",
         connect: Connect = lambda place: ClientSocket(place.address),
     ) -> None:
         self._run = run
@@ -307,7 +310,7 @@ class ServerLoop:
         self._clock = clock or SystemClock()
         self._disk = disk
         self._create_memory = create_memory
-        self._server = ParameterServer(run, journal.term, offer, host, own, remembered)
+        self._server = ParameterServer(run, journal.term, offer, host, remembered)
         self._more_facts = more_facts
         self._may_follow = may_follow
         self._remembered = remembered
@@ -316,8 +319,8 @@ class ServerLoop:
         self._stop_requested: str | None = None
         self._is_suspended = False
         self._counted = run.metrics.workers_joined, run.metrics.workers_lost
-        began = self.term, 0, self.version, run.ledger.applied_samples
-        notice = Follow(host, own.address, *began, False, 0, 0, 0.0, 0.0, serves=True)
+        began = self.term, 0, self.term, self.version, run.ledger.applied_samples
+        notice = Follow(host, address, *began, 0, 0, 0, 0.0, 0.0, serves=True)
         self._others = OtherServers(connect, notice)
 
     @property
@@ -328,6 +331,11 @@ class ServerLoop:
     @property
     def term(self) -> int:
         return self._server.term
+
+    @property
+    def lacking(self) -> list[str]:
+        """The hosts of standbys that left without the last version, or never had it."""
+        return self._server.lacking
 
     def stop(self, reason: str) -> None:
         """End the run in the next turn of the loop; may be called by a signal handler."""
@@ -390,7 +398,7 @@ class ServerLoop:
                 continue
             next_tick = now + TICK_S
             yield from self._drain()
-            self._server.standbys.keep(self._may_follow, now)
+            self._server.standbys.keep(self._may_follow)
             self._others.notify(self._server.standbys.elsewhere(now), now)
             with suppress(OSError):
                 self._remember()
@@ -429,17 +437,19 @@ class ServerLoop:
         logger.error("journal_ends_early error=%s", self._journal.error)
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
-        """Answer until all peers know that the run is over, and standbys have its last state."""
-        deadline = self._clock.now() + STOP_GRACE_S
-        if self._server.standbys.text:
-            self._server.copies_until_s = deadline
-            deadline += STOP_GRACE_S
-        while (
-            (len(self._run.members) or self._server.standbys.text)
-            and self._clock.now() < deadline
-            and not self._server.is_suspended
-        ):
+        """Answer until all peers know that the run is over, and have its last state."""
+        server, requested = self._server, self._stop_requested
+        now = server.ended_s = self._clock.now()
+        until_s = now + STOP_GRACE_S
+        while not server.is_suspended:
+            if self._stop_requested is not requested:  # for the second time
+                server.lets_copy, server.ended_s = False, math.inf
+            if server.awaited(now):
+                until_s = now + STOP_GRACE_S
+            elif now >= until_s or not (len(self._run.members) or server.standbys.text):
+                break
             self._handle((yield TICK_S))
+            now = self._clock.now()
 
     def _drain(self) -> Generator[float, Received, None]:
         """Handle queued messages: one may be the heartbeat of a worker that seems overdue."""
@@ -461,6 +471,8 @@ class ServerLoop:
                 case Join(shares_memory=True):
                     joining = self._shared_with(message)
                     message = message._replace(shares_memory=joining is not None)
+                case Follow():
+                    message = message._replace(public_key=self._socket.key_of(node))
             commands = self._server.handle(node, message, self._clock.now())
             if isinstance(message, Follow):
                 self._remember()  # before the answer: it may begin another term
@@ -508,24 +520,39 @@ class ServerLoop:
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
     def _send_copy(self, node: bytes, follow: Follow) -> None:
-        """Answer a standby."""
-        standbys, now = self._server.standbys, self._clock.now()
-        journal_at = follow.journal_bytes if follow.term == self._server.term else 0
-        journal = self._disk.read(self._files.journal, journal_at, PART_BYTES)
-        follower, start = standbys.follower(follow), follow.state_bytes
-        state, facts, part, version = follower.sent, b"", memoryview(b""), 0
-        has_vote = math.isfinite(follower.promise.since_s)  # or the votes cannot change at present
-        if follow.wants_state and has_vote and self._journal.error is None:
-            if state is None or start == 0 or follow.state_version != state.version:
-                start, journal_bytes = 0, self._disk.size(self._files.journal)
-                more_facts = self._more_facts(follow.version == 0)
-                state = SentState(self._run, journal_bytes, more_facts)
-                follower.sent, follower.sent_s, facts = state, now, state.facts
-            part, version = state.part(start), state.version
+        """Answer a standby: with a part of a state if it requests one, else of the journal."""
+        standbys, start = self._server.standbys, follow.state_bytes
+        journal_at, version, journal, facts, part = 0, 0, b"", b"", memoryview(b"")
+        copy, size = standbys.follower(follow).copy, min(follow.part_bytes, MAX_PART_BYTES)
+        if not size:
+            journal_at = follow.journal_bytes if follow.term == self.term else 0
+            journal = self._disk.read(self._files.journal, journal_at, MAX_PART_BYTES)
+        elif not start and self._journal.error is None:
+            more_facts = self._more_facts(copy.version is None)
+            state = SentState(self._run, self._disk.size(self._files.journal), more_facts)
+            facts = state.facts
+            if state.version != copy.version:
+                copy.sends(state, self._clock.now())
+                part = state.part(0, size)
+            version = state.version
+        elif copy.sent is not None and self._continues(copy.sent, follow):
+            part, version = copy.sent.part(start, size), follow.state_version
         others = json.dumps(standbys.remembered, ensure_ascii=False)
-        run = self._server.term, follow.sent_s, self.version, standbys.host, others, standbys.text
+        run = self.term, follow.sent_s, self.version, standbys.host, others, standbys.text
+        share = BUSY_SHARE if self._sends_states else 1.0
         parts = journal, facts, part
-        self._socket.send(node, Followed(*run, journal_at, version, start, parts))
+        self._socket.send(node, Followed(*run, journal_at, version, start, share, parts))
+
+    def _continues(self, state: SentState, follow: Follow) -> bool:
+        """Return whether this is the state requested, and no newer one is the run's last."""
+        is_last = state.version == self.version or self._server.stop_reason is None
+        return is_last and state.version == follow.state_version
+
+    @property
+    def _sends_states(self) -> bool:
+        """Whether states are on their way to workers of other hosts."""
+        remote = [each.node for each in self._run.members.members if not each.shared]
+        return any(map(self._socket.has_unread, remote))
 
     def _remember(self) -> None:
         """Write down who may begin another term, for the next start of the server."""

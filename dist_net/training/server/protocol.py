@@ -7,13 +7,13 @@
     Heartbeat          Alive | Stop                Refuse
     Leave              not a member any more       (nothing)
     Follow             from a standby: what it lacks | Stop | Refuse
-    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown, ForgetMember: answered at once
+    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown: answered at once
 
 A member *waits* while everything is leased and none of it may be shared: until a round is applied,
 a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
 numbers. A silent member is lost until it is heard again: other members may compute its lease too,
-and the first result counts. Without a majority of the run's voters, the server neither grants
-leases nor takes in results: see ``Standbys``.
+and the first result counts. Without a majority of the run's hosts, the server neither grants leases
+nor takes in results: see ``Standbys``.
 
 ``RunState`` holds the run's state; this module decides which change a message causes, and the
 answer.
@@ -37,7 +37,6 @@ from dist_net.wire.messages import (
     Alive,
     Follow,
     Followed,
-    ForgetMember,
     Heartbeat,
     Join,
     Leave,
@@ -56,11 +55,17 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.standbys import MAX_STANDBYS, NOWHERE, Standby, term_number
+from dist_net.wire.standbys import MAX_STANDBYS, term_number
 
 logger = logging.getLogger(__name__)
 
 MAX_KERNELS = 32
+MAX_READERS = 64
+READER_S = 5.0
+SLOW_BYTES_PER_S = 1e6
+"""A run ends once every pool that follows it has the last version, or has been silent for
+``READER_S``, and for as long as the weights travel on a slow link after it has requested them."""
+
 EVENTS_REPORTED = 100
 """The newest events of members that a report contains, for observers that poll it."""
 
@@ -97,11 +102,11 @@ ServerCommand = SendToPeer | SendCopy | Forget | Record
 class ParameterServer:
     """A run's server. Times are seconds on one monotonic clock.
 
-    ``term``, of this start of the server, is above any before. ``host``, ``own`` and
-    ``remembered``: see ``Standbys``. ``offer`` is sent to hosts that request the recipe.
-    ``journal_lag`` was measured when last checked. It ``diverges`` if nothing more can be learnt
-    from its state. Standbys copy the last state of a finished run before they leave it, until
-    ``copies_until_s``.
+    ``term``, of this start of the server, is above any before. ``host`` and ``remembered``: see
+    ``Standbys``. ``offer`` is sent to hosts that request the recipe. ``journal_lag`` was measured
+    when last checked. It ``diverges`` if nothing more can be learnt from its state. Once the run
+    has ended, at ``ended_s``, peers are ``awaited`` that copy its last version; standbys only if it
+    ``lets_copy``, since it was not interrupted.
     """
 
     def __init__(
@@ -110,17 +115,19 @@ class ParameterServer:
         term: int = 0,
         offer: RecipeOffer | None = None,
         host: str = "",
-        own: Standby = NOWHERE,
         remembered: Remembered = NOTHING,
     ) -> None:
         self.run = run
         self.term = term
-        self.standbys = Standbys(run.members, run.settings, host, own, remembered)
+        self.standbys = Standbys(run.members, run.settings, host, remembered)
         self._offer = offer
         self.stop_reason: str | None = None
         self.is_suspended = False
         self.diverges = False
-        self.copies_until_s = math.inf
+        self.lets_copy = False
+        self.ended_s = math.inf
+        self._gone: list[str] = []  # standbys without the last version
+        self._readers: dict[int, tuple[int, float]] = {}  # version, and until when it is awaited
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
@@ -152,18 +159,17 @@ class ParameterServer:
                 commands = self._leave(message, now)
             case Follow():
                 commands = self._follow(node, message, now)
-            case StatusRequest():
-                commands = [SendToPeer(node, self._status(message.first_record, now))]
-            case SnapshotRequest():
+            case StatusRequest(first_record, reader, version):
+                self._reads(reader, version, now + READER_S)
+                commands = [SendToPeer(node, self._status(first_record, now))]
+            case SnapshotRequest(reader, version):
                 store, samples = self.run.store, self.run.ledger.applied_samples
                 snapshot = Snapshot(store.version, samples, store.evaluated_weights)
+                self._reads(reader, version, now + READER_S + self._snapshot_s)
                 commands = [SendToPeer(node, snapshot)]
-            case ForgetMember(name):
-                refusal = self.standbys.forget(name, now)
-                report = self._status(self.run.metrics.next_record, now)
-                commands = [SendToPeer(node, Refuse(refusal, False) if refusal else report)]
             case Shutdown(reason):
                 self.stop(reason)
+                self.lets_copy = True
                 commands = [SendToPeer(node, self._status(self.run.metrics.next_record, now))]
             case RecipeRequest():
                 none = Refuse("this server offers no recipe", may_rejoin=False)
@@ -181,6 +187,32 @@ class ParameterServer:
         if self.stop_reason is None:
             logger.info("stopping reason=%s suspended=%s", reason, is_suspended)
             self.stop_reason, self.is_suspended = reason, is_suspended
+
+    def _reads(self, reader: int, version: int, until_s: float) -> None:
+        if reader and (reader in self._readers or len(self._readers) < MAX_READERS):
+            self._readers[reader] = version, until_s
+
+    @property
+    def _snapshot_s(self) -> float:
+        """The time for the weights on a slow link."""
+        return self.run.store.weights.nbytes / SLOW_BYTES_PER_S
+
+    def awaited(self, now: float) -> list[str]:
+        """Return who may soon have the last version, once the run has ended: standbys, pools."""
+        if now < self.ended_s:
+            return []
+        pools = [
+            "a pool"
+            for version, until_s in self._readers.values()
+            if version != self.run.store.version and now < until_s
+        ]
+        pools = pools if now < self.ended_s + 2 * READER_S + self._snapshot_s else []
+        return [*(self.standbys.awaited(now) if self.lets_copy else ()), *pools]
+
+    @property
+    def lacking(self) -> list[str]:
+        """The hosts of standbys that lack the last version of the run."""
+        return [*self._gone, *self.standbys.lacking(self.run.store.version)]
 
     def checkpoint_written(self, version: int) -> None:
         """Record the version of the checkpoint on disk."""
@@ -205,7 +237,7 @@ class ParameterServer:
             if member.worker_id not in run.members.silent:
                 self._event("lost", member, now, f"silent for {now - member.heard_s:.1f} s")
                 run.silence(member)
-            elif run.ledger.lease_of(member.worker_id) is None:
+            elif run.ledger.lease_of(member.worker_id) is None and self.standbys.hold(now):
                 commands.append(self._remove(member))
         return [*commands, *self._answer_waiting(now)]
 
@@ -221,12 +253,14 @@ class ParameterServer:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "its connection was lost", now))
+            self.standbys.leaves(former.host)
         kernels, blas = join.equipment.kernels, join.equipment.blas
         if kernels and kernels not in self._kernels and len(self._kernels) < MAX_KERNELS:
             self._kernels.add(kernels)
             run.metrics.kernels[f"{kernels:x}"] = blas
             commands.append(Record([Computing(run.store.version, kernels, blas)]))
         member = run.members.join(node, join, now)
+        self.standbys.hears(member.host, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         self._event("back" if formers else "joined", member, now)
         welcome = Welcome(
@@ -250,8 +284,7 @@ class ParameterServer:
         if request.request_id != member.received_id + 1:  # repeated, or premature
             metrics.duplicates_dropped += request.request_id <= member.received_id
             return []
-        is_push = isinstance(request, Push)
-        if not (self.standbys.may_apply(member, now) if is_push else self.standbys.hold(now)):
+        if isinstance(request, Push) and not self.standbys.may_apply(member, now):
             return []  # the worker repeats it until this server has a majority, or another has
         member.received_id, member.node = request.request_id, node
         member.progress_s = now
@@ -387,17 +420,13 @@ class ParameterServer:
             repeated = max(0, self.run.ledger.applied_samples - follow.samples)
             raise SupersededError(
                 f"the run continues at {follow.address}, on {follow.host}: this standby took over "
-                f"while this server was silent, or without a majority of the votes, from version "
+                f"while this server was silent, or without a majority of the hosts, from version "
                 f"{follow.version:,}. {repeated:,} samples that this server applied after that "
                 f"are done again; its directory remains as it is"
             )
         if follow.serves:  # in an earlier term
             known = self.term, follow.sent_s, self.run.store.version, self.standbys.host
-            return [SendToPeer(node, Followed(*known, "[]", "", 0, 0, 0, ()))]
-        has_all = follow.version == self.run.store.version or now > self.copies_until_s
-        if (stop := self._stop()) is not None and (has_all or not stop.finished):
-            self.standbys.follows(follow._replace(leaves=True), now)  # it begins no other term
-            return [SendToPeer(node, stop)]
+            return [SendToPeer(node, Followed(*known, "[]", "", 0, 0, 0, 1.0, ()))]
         if self.is_suspended:
             return []
         if not self.standbys.follows(follow, now):
@@ -405,15 +434,29 @@ class ParameterServer:
             return [SendToPeer(node, Refuse(many, may_rejoin=False))]
         if follow.leaves:
             return [SendToPeer(node, Stop("this standby has left the run", finished=False))]
-        return [SendCopy(node, follow)]
+        copy, version = self.standbys.follower(follow).copy, self.run.store.version
+        copy.follows(follow, self.term, version, now)
+        stop = self._stop()
+        may_copy = self.lets_copy or self.stop_reason is None
+        if stop is None or (may_copy and copy.is_awaited(now)):
+            return [SendCopy(node, follow)]
+        self.standbys.follows(follow._replace(leaves=True), now)  # it begins no other term
+        has_all, lacks = copy.version == version, f"version {version:,} has not arrived"
+        if not has_all:
+            self._gone.append(follow.host)
+        if self.lets_copy or stop.finished:
+            stop = Stop(stop.reason if has_all else lacks, finished=has_all)
+        return [SendToPeer(node, stop)]
 
     def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
         """Return the member that sent the message; a silent one is back."""
         members = self.run.members
         was_silent = message.worker_id in members.silent
         member = members.heard(message.worker_id, message.identity, now)
-        if member is not None and was_silent:
-            self._event("back", member, now)
+        if member is not None:
+            self.standbys.hears(member.host, now)
+            if was_silent:
+                self._event("back", member, now)
         return member
 
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
@@ -421,7 +464,7 @@ class ParameterServer:
         if member is None:
             return []
         removed = self._remove(member)
-        self.standbys.ends(member.voter_id, now)
+        self.standbys.leaves(member.host)
         self._event("left", member, now)
         return [removed]
 
@@ -481,8 +524,9 @@ class ParameterServer:
             "term_number": term_number(self.term),
             "standby_list": self.standbys.text,
             "standbys": self.standbys.report(self.run.store.version, samples, now),
-            "voters": self.standbys.voters(now),
             "majority_warning": self.standbys.warning(now),
+            "copy_warning": self.standbys.copy_warning(now),
+            "awaited": self.awaited(now),
             "recipe": self.run.settings.recipe,
             "consistency": str(self.run.settings.consistency),
             "checkpoint_version": self.checkpoint_version,

@@ -6,10 +6,13 @@ be resumed.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
 from dist_net.errors import ProtocolError
@@ -19,116 +22,156 @@ from dist_net.training.server.state import RunState
 from dist_net.training.server.state_versions import OUTER_MOMENTUM
 from dist_net.wire.messages import Followed
 
-PART_BYTES = 1 << 17
-"""Of the journal, and of the state, in a message: one that took seconds would look like silence."""
+FACTS = METADATA_FIELDS | {"journal_bytes": int, "samples": int, "state_bytes": int}
+"""The facts that a standby needs about a state, and their types."""
 
 
 class SentState:
     """A state on its way to a standby; its arrays never change. ``facts``: JSON, sent first."""
 
     def __init__(self, run: RunState, journal_bytes: int, more_facts: dict[str, Any]) -> None:
-        checkpoint = run.checkpoint()
+        checkpoint, momentum = run.checkpoint(), run.store.outer_momentum
         self.version = checkpoint.version
+        vectors = [run.store.state, *([momentum] if run.store.has_momentum else [])]
+        self._contents = [vector.data.cast("B") for vector in vectors]
+        self.size = sum(map(len, self._contents))
         facts = {name: getattr(checkpoint, name) for name in METADATA_FIELDS}
         facts |= {"journal_bytes": journal_bytes, "samples": run.ledger.applied_samples}
-        self.facts = json.dumps(facts | more_facts).encode()
-        vectors = run.store.state, run.store.outer_momentum
-        self._contents = [vector.data.cast("B") for vector in vectors]
+        self.facts = json.dumps(facts | {"state_bytes": self.size} | more_facts).encode()
 
-    def part(self, start: int) -> memoryview:
-        """Return the bytes of the next part, from ``start`` on."""
-        first, second = self._contents
-        content, at = (first, start) if start < len(first) else (second, start - len(first))
-        return content[at : at + PART_BYTES]
+    def part(self, start: int, size: int) -> memoryview:
+        """Return at most ``size`` bytes from ``start`` on."""
+        first, *rest = self._contents
+        if start < len(first) or not rest:
+            return first[start : start + size]
+        return rest[0][start - len(first) :][:size]
 
 
 class RunCopy:
-    """The copy in the files ``checkpoint`` and ``journal``, up to ``version``.
+    """The copy in the files ``checkpoint`` and ``journal``: ``version``, as in ``copied_term``.
 
-    ``journal_bytes`` of ``term``'s journal and ``state_bytes`` of ``state_version`` have arrived.
+    The term is 0 until there is one. ``journal_bytes`` of the journal of ``term`` have arrived, and
+    ``state_bytes`` of ``state_version``; ``left_bytes`` of that are missing. A state that
+    ``is_complete`` may be written by another thread.
     """
 
     def __init__(
         self, settings: RunSettings, checkpoint: Path, journal: Path, disk: Disk = HOST_DISK
     ) -> None:
         self._rule, self._layout = settings.start_rule(), settings.layout
+        self._samples_total = settings.samples_total
         self._checkpoint = checkpoint
         self._journal = journal
         self._disk = disk
-        self.term = 0
-        self.version = 0
-        self.samples = 0
+        self.term = self.copied_term = self.version = self.samples = 0
+        self.arrived = 0, 0
+        """The last version that has arrived, and its term; it may still be written."""
         self.is_whole = disk.exists(checkpoint)
         """Whether a run can be resumed from it."""
+        self._is_writing = False
         self._begin_journal()
-        self._begin(0)
+        self.forget()
 
     @property
-    def state_bytes(self) -> int:
-        return len(self._state)
+    def is_finished(self) -> bool:
+        """Whether its version is the last of the run."""
+        return self.samples == self._samples_total
 
     def _begin_journal(self) -> None:
         """Collect another journal beside ``journal``, until a state has arrived."""
         self._collected = self._journal.with_name(f"{self._journal.name}.collected")
         self.journal_bytes = 0
 
-    def _begin(self, version: int) -> None:
+    def forget(self) -> None:
         """Forget the parts of a state."""
-        self.state_version = version
-        self._state = bytearray()
+        self.state_version = self.state_bytes = 0
         self._facts: dict[str, Any] = {}
+        self._state = np.empty(0, np.uint8)
 
-    def take_in(self, followed: Followed) -> dict[str, Any] | None:
-        """Take in the server's answer; return the facts of a state once it is written.
+    @property
+    def left_bytes(self) -> int:
+        return self._state.nbytes - self.state_bytes
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._facts)
+
+    @property
+    def is_complete(self) -> bool:
+        has_state = self.has_begun and not self.left_bytes and not self._is_writing
+        return has_state and self.journal_bytes >= self._facts["journal_bytes"]
+
+    def take_in(self, followed: Followed) -> bool:
+        """Take in the server's answer; return whether it continues the state.
 
         Ignore parts that do not continue the copy: messages may be repeated. Raise
-        ``ProtocolError`` for parts that belong to no run of these settings, OSError, and
-        ``FileWriteError``.
+        ``ProtocolError`` for parts that belong to no run of these settings, and OSError.
         """
-        if followed.term != self.term:
-            self.term = followed.term
-            self._begin_journal()
-            self._begin(0)
         if len(followed.parts) != 3:
             raise ProtocolError(f"a copy arrived in {len(followed.parts)} parts; expected 3")
-        journal, facts, state = map(bytes, followed.parts)
-        if journal and followed.journal_at == self.journal_bytes:
-            self._append(journal)
-        if followed.state_at == 0 and facts:
-            self._begin(followed.state_version)
-            self._facts = self._checked(facts)
-        facts_of_state, at = self._facts, (followed.state_version, followed.state_at)
-        whole_bytes = 4 * (self._rule.state_size + self._rule.trained_size)
-        if facts_of_state and at == (self.state_version, self.state_bytes):
-            self._state += state
-        if self.state_bytes > whole_bytes:
-            self._begin(0)
-            raise ProtocolError(f"a state of more than {whole_bytes:,} bytes arrived")
-        if not facts_of_state or self.state_bytes < whole_bytes:
-            return None
-        if self.journal_bytes < facts_of_state["journal_bytes"]:
-            return None
-        try:
-            self._write()
-        finally:
-            self._begin(0)
-        return facts_of_state
+        if followed.term != self.term:
+            if self._is_writing:
+                return False
+            self.term = followed.term
+            self._begin_journal()
+            self.forget()
+        journal, facts, part = followed.parts
+        if journal and followed.journal_at == self.journal_bytes and not self._is_writing:
+            self._append(bytes(journal))
+        if facts and not self.has_begun:
+            self._begin(followed.state_version, bytes(facts))
+        at = followed.state_version, followed.state_at
+        if (
+            not (facts or part)
+            or not self.has_begun
+            or at
+            != (
+                self.state_version,
+                self.state_bytes,
+            )
+        ):
+            return False
+        if len(part) > self.left_bytes:
+            raise ProtocolError(f"a state of more than {self._state.nbytes:,} bytes arrived")
+        end = self.state_bytes + len(part)
+        self._state[self.state_bytes : end] = np.frombuffer(part, np.uint8)
+        self.state_bytes = end
+        return True
 
-    def _checked(self, text: bytes) -> dict[str, Any]:
+    def _begin(self, version: int, text: bytes) -> None:
+        """Begin a state with its facts; they arrive alone if the copy has this version."""
+        sizes = 4 * self._rule.state_size, 4 * (self._rule.state_size + self._rule.trained_size)
         try:
             facts: dict[str, Any] = json.loads(text)
-            for name, kind in METADATA_FIELDS.items() | {("journal_bytes", int), ("samples", int)}:
+            for name, kind in FACTS.items():
                 if type(facts[name]) is not kind:
                     raise TypeError(name)
+            if facts["state_bytes"] not in sizes:
+                raise ValueError(facts["state_bytes"])
         except MALFORMED as error:
             raise ProtocolError(f"a state arrived with the facts {text[:80]!r}") from error
-        return facts
+        is_new = (self.term, version) != (self.copied_term, self.version)
+        self.state_version, self.state_bytes, self._facts = version, 0, facts
+        self._state = np.empty(facts["state_bytes"] if is_new else 0, np.uint8)
 
-    def _write(self) -> None:
+    def to_write(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that writes the complete state and returns its facts.
+
+        It raises OSError and ``FileWriteError``. Call ``written`` afterwards.
+        """
+        self._is_writing, self.arrived = True, (self.state_version, self.term)
+        write = partial(self._write, self._facts, self._state)
+        self._facts, self._state = {}, np.empty(0, np.uint8)
+        return write
+
+    def _write(self, facts: dict[str, Any], content: NDArray[np.uint8]) -> dict[str, Any]:
         """Write the journal, then the checkpoint, which must never be ahead of it."""
-        rule, facts = self._rule, self._facts
-        vectors = np.frombuffer(self._state, "<f4")
+        if not content.size:
+            return facts
+        rule, vectors = self._rule, content.view("<f4")
         state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
+        if not momentum.size:
+            momentum = np.zeros(rule.trained_size, "<f4")
         self._disk.sync(self._collected)
         if self._collected != self._journal:
             self._disk.rename(self._collected, self._journal)
@@ -139,7 +182,15 @@ class RunCopy:
         weights = state[: rule.size]
         checkpoint = Checkpoint(**known, weights=weights, optimizer_state=parts)
         write_checkpoint(self._checkpoint, checkpoint, self._disk)
-        self.version, self.samples, self.is_whole = facts["version"], facts["samples"], True
+        return facts
+
+    def written(self, facts: dict[str, Any] | None) -> None:
+        """Take in the facts of the state that was written; None: it was not."""
+        self._is_writing = False
+        if facts is not None:
+            self.copied_term, self.is_whole = self.term, True
+            self.version, self.samples = facts["version"], facts["samples"]
+        self.arrived = self.version, self.copied_term
 
     def _append(self, journal: bytes) -> None:
         """Write the bytes at once: a server may send them without end."""

@@ -41,6 +41,11 @@ class StateVersions:
         return self.state[: self.rule.size]
 
     @property
+    def has_momentum(self) -> bool:
+        """Whether the outer steps have a momentum, other than zeros."""
+        return self.outer_momentum is not self._at_rest
+
+    @property
     def vectors(self) -> dict[str, Vector]:
         """The vectors for a checkpoint besides the weights, by name."""
         return self.rule.parts(self.state) | {OUTER_MOMENTUM: self.outer_momentum}

@@ -66,6 +66,7 @@ def test_a_run_is_shown_with_its_server_disk_exchanges_and_workers(report: dict[
 
 def test_each_standby_is_shown_with_how_far_it_is_behind(report: dict[str, Any]) -> None:
     behind = {"versions_behind": 1200, "samples_behind": 38400, "seconds_behind": 1.25}
+    behind |= {"has_copy": True, "arrived_share": 0.25}
     standby = {"address": "tcp://there:5", "host": "there", "heard_s_ago": 0.5, **behind}
     report |= {"standbys": [standby], "majority_warning": "the run waits"}
     expected = "1,200 versions, 38,400 samples, 1.2 s behind; heard 0.5 s ago"
@@ -73,6 +74,8 @@ def test_each_standby_is_shown_with_how_far_it_is_behind(report: dict[str, Any])
     assert f"there at tcp://there:5, {expected}" in shown
     copy = drawn(run_view(report | {"standbys": [standby | {"address": ""}]}), width=200)
     assert f"there copies only, {expected}" in copy
+    lacking = run_line(report | {"standbys": [standby | {"has_copy": False}]})
+    assert "standby there no copy yet: 25% has arrived" in lacking
     assert "the run waits" in shown
     assert f"standby there {expected}" in run_line(report)
 

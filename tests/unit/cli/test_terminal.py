@@ -72,6 +72,7 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
         worker_warning=None,
         kernel_warning=None,
         majority_warning=None,
+        copy_warning=None,
         standbys=[report(host=ODD, address=ODD)],
     )
     plain_console(stderr=False).print(run_view(shown))

@@ -53,7 +53,7 @@ class Network:
             def __exit__(self, *_: object) -> None:
                 network.open -= 1
 
-            def status(self, _: int) -> Any:
+            def status(self, *_: int) -> Any:
                 network.tried.append(address)
                 network.keys.append(keys)
                 answer = network.answers.get(address)
@@ -64,7 +64,7 @@ class Network:
                     raise answer
                 return answer
 
-            def snapshot(self) -> Snapshot:
+            def snapshot(self, *_: int) -> Snapshot:
                 version = network.answers[address]["version"]
                 size = built_in_recipe("digits").recipe.layout.size
                 return Snapshot(version, 0, np.full(size, version, np.float32))

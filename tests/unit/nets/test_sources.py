@@ -496,7 +496,7 @@ def test_a_server_may_not_name_the_file_that_is_run(
     own.write_text("raise SystemExit('it was run')")
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
     weights = np.zeros(64 * 2 + 2, np.float32)
-    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    monkeypatch.setattr(Observer, "snapshot", lambda *_: Snapshot(1, 0, weights))
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     address = "ipc:///nowhere"
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
@@ -529,7 +529,7 @@ def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
     own.unlink()
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
     weights = np.zeros(64 * 2 + 2, np.float32)
-    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    monkeypatch.setattr(Observer, "snapshot", lambda *_: Snapshot(1, 0, weights))
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         model_source("ipc:///nowhere", None, None, progress).read()
