@@ -82,6 +82,13 @@ class HeadProblem:
         other._wanted = np.delete(self._wanted, label, 2)
         return other
 
+    def without_rows(self, is_left_out: NDArray[np.bool_]) -> Self:
+        """Return the problem in which the heads of the folds train without rows, (N, folds)."""
+        other = copy(self)
+        other._is_trained = self._is_trained.copy()
+        other._is_trained[:, :-1][is_left_out] = 0
+        return other
+
     def zeros(self) -> FeatureRows:
         return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
 
@@ -195,6 +202,13 @@ class TrainedHeads(NamedTuple):
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_class(label)
             weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
+            return problem.out_of_fold(weights)[: len(self.logits)]
+
+    def without_rows(self, is_left_out: NDArray[np.bool_]) -> FeatureRows:
+        """Return the logits out of fold if the folds' heads train without rows, (N, folds)."""
+        with threadpool_limits(1, "blas"):
+            problem = self.problem.without_rows(is_left_out)
+            weights, _ = problem.solve(self.penalty, self.weights)
             return problem.out_of_fold(weights)[: len(self.logits)]
 
 

@@ -28,6 +28,8 @@ from dist_net.processes.cores import available_cores
 from dist_net.vector import Vector
 
 BATCH_SIZE = 8
+SIMILAR, MIN_IMAGES = 4, 10
+"""The images to leave out as similar to each, if every class has so many images."""
 
 
 class HeadTraining:
@@ -94,6 +96,28 @@ class HeadTraining:
     @property
     def accuracy(self) -> float:
         return float((self._out_of_fold.argmax(1) == self.labels).mean())
+
+    def as_random(self) -> float | None:
+        """Return the accuracy without similar images, if random labels reach it but not the head's.
+
+        The heads of the folds train without the images most similar to those that they are judged
+        on. Classes are recognised nevertheless, but random labels only by other images of a scene.
+        """
+        shares = np.bincount(self.labels) / len(self.labels)
+        chance = shares.max() + 2 * np.sqrt(shares.max() * (1 - shares.max()) / len(self.labels))
+        if shares.min() * len(self.labels) < MIN_IMAGES or self.accuracy <= chance:
+            return None
+        directions = self.features - self.features.mean(0)
+        directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-9)
+        is_left_out = np.zeros((len(self.labels), self.folds), bool)
+        for fold in range(self.folds):
+            is_out = self.fold_of == fold
+            alike = directions[is_out] @ directions[~is_out].T
+            similar = np.argpartition(-alike, SIMILAR - 1, 1)[:, :SIMILAR]
+            is_left_out[np.flatnonzero(~is_out)[similar], fold] = True
+        logits = self.heads.without_rows(np.tile(is_left_out, (self._count, 1)))
+        accuracy = float((logits.argmax(1) == self.labels).mean())
+        return accuracy if accuracy <= chance else None
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return the head and its logits of these rows."""

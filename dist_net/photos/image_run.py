@@ -47,7 +47,7 @@ from dist_net.photos.fine_tuning import (
     set_distance,
     usual_epochs,
 )
-from dist_net.photos.head_training import HeadTraining, judged_by
+from dist_net.photos.head_training import SIMILAR, HeadTraining, judged_by
 from dist_net.photos.image_copies import image_copies
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
@@ -133,6 +133,13 @@ class ImageRun:
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
             f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold"
         )
+        if (as_random := head.as_random()) is not None:
+            self.console.print(
+                f"without the {SIMILAR} images most similar to each, {as_random:.0%} are right, as "
+                f"with random labels: the figures are too good if images are copies or of few "
+                f"scenes. Add other images, or name the scenes with --group-by",
+                style="yellow",
+            )
         report = _head_report(whole, self.directory, head, time.monotonic() - began_s)
         kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
         epochs = self._tuning_epochs(kept, head.accuracy)

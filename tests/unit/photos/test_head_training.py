@@ -1,6 +1,7 @@
 """The head of a folder: figures that hold for scenes of similar images; folds of every class."""
 
 import numpy as np
+import pytest
 
 from dist_net.data.image_split import divided_groups
 from dist_net.nn.inference import softmax
@@ -69,3 +70,18 @@ def test_groups_are_divided_only_in_a_class_of_few() -> None:
     assert divided[:4].tolist() == [7, 7, 8, 9]
     assert len(np.unique(divided[4:])) == 3
     assert not set(divided[4:].tolist()) & set(divided[:4].tolist())
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_labels_are_noticed_only_of_scenes_that_are_no_groups(
+    frames: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    for spread in (0.0, 0.8):
+        means = spread * generator.normal(size=(CLASSES, 64))
+        features, labels, _ = scenes(means, 48 // frames, frames, generator)
+        alone = np.arange(len(labels))
+        head = HeadTraining(features[None], labels, alone, (), seed, alone)
+        is_misled = spread == 0 and frames > 1
+        assert (head.as_random() is not None) == is_misled
