@@ -23,6 +23,7 @@ from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.optim.ranges import fraction
 from dist_net.processes.terminal import bar_on, plain_console
 from dist_net.spelling import explained
+from dist_net.training.run.batches import Batches, BatchStep, Iteration, pairs
 from dist_net.training.run.callbacks import (
     Callback,
     EarlyStopping,
@@ -48,6 +49,7 @@ class SingleProcess:
 
     ``threads`` share a step: see ``TrainingStep``; for ``workers`` see ``divided_steps``. Epoch e
     has the order of the samples, and the random numbers of layers, of epoch ``first_order`` + e.
+    ``batches`` are trained on, in one process, instead of the dataset, which is their first.
     """
 
     def __init__(
@@ -59,17 +61,20 @@ class SingleProcess:
         threads: int = 1,
         first_order: int = 0,
         workers: Workers = 1,
+        batches: Batches | None = None,
         notify: Callable[[str], object] = str,
     ) -> None:
-        self._recipe = recipe
+        self._recipe, self._batches = recipe, batches
         self._first_order = first_order
-        self._samples = len(dataset.train_targets)
+        self._samples = (batches.steps if batches else 1) * len(dataset.train_targets)
         recipe.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
-        local = local_steps(recipe, dataset, settings, threads)
+        step = BatchStep(batches, recipe.model, dataset, seed, threads) if batches else None
+        local = local_steps(recipe, dataset, settings, threads, step, self._samples)
         self._state = local.rule.initial(recipe.initial_weights(seed))
         epoch = LeaseSteps(first_order, 0, self._samples, 0, recipe.batch_size, recipe.batch_size)
-        facts = workers, threads, isinstance(dataset.train_inputs, np.ndarray), notify
+        is_array = isinstance(dataset.train_inputs, np.ndarray) and not batches
+        facts = workers, threads, is_array, notify
         self._local = divided_steps(local, self._state, settings, epoch, *facts)
         self._has_accuracy = recipe.targets(dataset).classes > 0
 
@@ -109,15 +114,17 @@ class SingleProcess:
     ) -> Iterator[EpochResult]:
         """Train an epoch per step of the iteration; raise NotFiniteError for such a loss."""
         for epoch in range(initial_epoch, self._recipe.epochs):
+            before = self._batches.samples if self._batches else 0
             loss, right = self.train(epoch, 0, self._samples, progressed)
+            samples = self._batches.samples - before if self._batches else self._samples
             if not math.isfinite(loss):
                 raise NotFiniteError(
                     f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
                     f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
                     f"clip_norm"
                 )
-            accuracy = right / self._samples if self._has_accuracy else None
-            yield EpochResult(epoch + 1, loss / self._samples, accuracy, steps=self._local)
+            accuracy = right / samples if self._has_accuracy else None
+            yield EpochResult(epoch + 1, loss / samples, accuracy, steps=self._local)
 
 
 @dataclass
@@ -224,20 +231,21 @@ def weighted(
     return loss, replace(data, train_targets=trained, test_targets=tested, class_names=())
 
 
-@explained("fit(model, inputs, targets); the rest by name")
+@explained("fit(model, inputs, targets), or fit(model, batches, steps=N); the rest by name")
 def fit(
     model: Model,
     inputs: Any,
-    targets: Any,
+    targets: Any = None,
     *,
-    validation: tuple[Any, Any] | None = None,
+    steps: int | None = None,
+    validation: tuple[Any, Any] | Iteration | None = None,
     validation_split: float = 0.0,
     class_weight: Mapping[int, float] | None = None,
     sample_weight: NDArray[Any] | None = None,
     metrics: Sequence[str | Metric] = (),
     epochs: int = 10,
     initial_epoch: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
     schedule: Schedule | str = ConstantRate(),  # noqa: B008 - immutable
@@ -252,8 +260,10 @@ def fit(
     """Train a model on this host, from its own weights if it has any; return its history.
 
     ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
-    number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
-    each epoch; ``validation_split`` takes this share from the end of the arrays. The loss of a
+    number of outputs, in minibatches of ``batch_size``, by default 32. Without targets, ``inputs``
+    are ``Batches``, of which an epoch has ``steps``. ``validation`` has inputs and targets, or
+    batches, too, to be evaluated at the end of each epoch; ``validation_split`` takes this share
+    from the end of the arrays. The loss of a
     sample is multiplied by its ``sample_weight``, (N,), and by the ``class_weight`` of its class.
     ``metrics`` are functions of all outputs and targets, or names such as "mae" and
     "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step,
@@ -282,10 +292,24 @@ def fit(
         )
     if model.misuse:
         warnings.warn(model.misuse, stacklevel=3)
+    batches = None
+    if targets is None:
+        of_arrays = batch_size or class_weight or validation_split or sample_weight is not None
+        if of_arrays or workers not in (1, "auto"):
+            raise SettingError(
+                "batch_size, class_weight, sample_weight, validation_split and workers are for "
+                "arrays; expected batches without them, or fit(model, inputs, targets)"
+            )
+        batches = Batches(model, inputs, steps)
+        inputs, targets = batches.first
+        batch_size = len(targets)
+    elif steps is not None:
+        raise SettingError(f"steps={steps!r:.40}: expected it for batches, without targets")
+    if isinstance(validation, float):
+        raise SettingError(f"validation={validation}: expected validation_split={validation}")
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
-        raise SettingError(
-            f"validation={validation!r:.40}: expected (inputs, targets), or validation_split=0.1"
-        )
+        inputs_of_all, targets_of_all = zip(*pairs(model, validation), strict=True)
+        validation = np.concatenate(inputs_of_all), np.concatenate(targets_of_all)
     inputs, targets = model.inputs_of(inputs), model.targets_of(targets)
     weights = None if sample_weight is None else np.asarray(sample_weight)
     if validation_split and validation is None:
@@ -303,7 +327,7 @@ def fit(
         optimizer=optimizer,
         learning_rate=learning_rate,
         schedule=schedule,
-        batch_size=batch_size,
+        batch_size=batch_size or 32,
         epochs=epochs,
         input_dtype=model.input_dtype,
         weights=model.weights,
@@ -314,7 +338,7 @@ def fit(
     given = samples_of(dataset.train_targets)
     meaning = model.targets(given.shape, given.dtype)
     measured = metrics_named(metrics, meaning)
-    on = {"": (dataset.train_inputs, dataset.train_targets)} if measured else {}
+    on = {"": (dataset.train_inputs, dataset.train_targets)} if measured and not batches else {}
     if measured and validation:
         on["val_"] = dataset.test_inputs, dataset.test_targets
     console = plain_console(quiet=not verbose)
@@ -324,6 +348,6 @@ def fit(
     names = ["loss", *["accuracy"] * (meaning.classes > 0), *measured]
     require_monitors(callbacks, names, has_validation=validation is not None)
     options: Any = {"seed": seed, "threads": threads, "first_order": done}
-    options |= {"workers": workers, "notify": report.console.print}
+    options |= {"workers": workers, "batches": batches, "notify": report.console.print}
     with closing(SingleProcess(recipe, to_train, **options)) as training:
         return report.follow(training, first, epochs, done)

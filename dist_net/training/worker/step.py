@@ -166,11 +166,16 @@ def local_steps(
     settings: StepSettings,
     threads: int = 1,
     gradient_at: GradientFunction | None = None,
+    samples: int | None = None,
 ) -> LocalSteps:
-    """Return a recipe's local steps for a run; ``gradient_at`` replaces the recipe's function."""
+    """Return a recipe's local steps for a run; ``gradient_at`` replaces the recipe's function.
+
+    An epoch has ``samples``, by default those of the dataset.
+    """
     gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
     rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
-    schedule = schedule_named(recipe.schedule), len(dataset.train_targets), settings.epochs
+    samples = samples or len(dataset.train_targets)
+    schedule = schedule_named(recipe.schedule), samples, settings.epochs
     rate_at = LearningRate(settings.learning_rate, *schedule)
     digest_of = gradient_at.digest if isinstance(gradient_at, TrainingStep) else str
     return LocalSteps(gradient_at, rule, settings.batch_size, rate_at, digest_of)

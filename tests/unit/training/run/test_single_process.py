@@ -238,7 +238,7 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
         (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
         (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
-        (SettingError, lambda: fit_with(validation=0.2), "validation_split=0.1"),
+        (SettingError, lambda: fit_with(validation=0.2), "validation_split=0.2"),
         (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
@@ -248,7 +248,7 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (UnknownAttributeError, lambda: classifier().to("cuda"), "on CPUs"),
         (UnknownOptionError, lambda: dist_net.train(INPUTS, LABELS), r"dist_net\.fit\("),
         (RecipeError, lambda: dist_net.train(classifier()), r"dist_net\.fit\("),
-        (UnknownOptionError, lambda: dist_net.fit(classifier(), INPUTS), "inputs, targets"),
+        (SettingError, lambda: dist_net.fit(classifier(), INPUTS), "inputs, targets"),
         (UnknownOptionError, lambda: Dense(3)(INPUTS), r"Model\(network, input_shape\)"),
         (UnknownOptionError, lambda: Sequential(Dense(3))(INPUTS), r"Model\(network"),
         (UnknownOptionError, lambda: Conv2D(4), "'size'; expected Conv2D"),
@@ -431,6 +431,57 @@ def test_outputs_that_do_not_suit_the_loss_warn(loss: str, end: str | None) -> N
 def test_images_whose_channels_come_first_warn() -> None:
     with pytest.warns(UserWarning, match=r"np\.moveaxis"):
         Model(Sequential(Conv2D(4, 3), Flatten(), Dense(3)), (3, 32, 32), input_dtype=np.float32)
+
+
+SUMS = INPUTS @ np.array([[1], [2], [3]], np.float32)
+BATCHES = [(INPUTS[n : n + 32], SUMS[n : n + 32]) for n in range(0, 200, 32)]
+
+
+def endless() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    while True:
+        yield from BATCHES
+
+
+@pytest.mark.parametrize(
+    ("batches", "steps"),
+    [(BATCHES, None), (endless, 7), (endless(), 7), (lambda: iter(BATCHES), 7), (BATCHES, 14)],
+)
+def test_batches_are_trained_on_in_their_order(batches: Any, steps: int | None) -> None:
+    """As by SGD in NumPy, also on the last of an iteration, which has 8 samples."""
+    model, slope, offset, losses = regression(), np.zeros((3, 1)), 0.0, []
+    model.weights = np.zeros(model.layout.size, np.float32)
+    options: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.05, "validation": BATCHES}
+    history = dist_net.fit(model, batches, steps=steps, epochs=28 // (steps or 7), **options)
+    for _ in range(4):
+        for x, numbers in BATCHES:
+            error = x @ slope + offset - numbers
+            losses.append(np.square(error))
+            slope, offset = slope - 0.1 * x.T @ error / len(x), offset - 0.1 * error.mean()
+    np.testing.assert_allclose(model.predict(np.eye(3)), slope + offset, rtol=1e-4)
+    assert history[0].loss == pytest.approx(np.concatenate(losses[: steps or 7]).mean(), rel=1e-4)
+    assert history[-1].validation is not None
+    assert history[-1].validation.loss == model.evaluate(INPUTS, SUMS)["loss"]
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "words"),
+    [
+        (endless, {}, "steps=N"),
+        (iter(BATCHES), {"steps": 7}, "exhausted.*function"),
+        ([], {"steps": 7}, "exhausted"),
+        ([INPUTS], {}, "tuple \\(inputs, targets\\)"),
+        ([(INPUTS, SUMS[:5])], {}, "5 targets for 200 inputs"),
+        ([(INPUTS, SUMS), (INPUTS, SUMS[:, 0])], {}, "as before"),
+        ([(INPUTS[:, :2], SUMS)], {}, "input_shape"),
+        (BATCHES, {"batch_size": 8}, "batch_size.*for arrays"),
+        (BATCHES, {"workers": 2}, "workers.*for arrays"),
+        (INPUTS, {}, "no targets.*DataLoader"),
+        (INPUTS, {"targets": SUMS, "steps": 7}, "steps=7"),
+    ],
+)
+def test_unsuitable_batches_are_refused(batches: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        dist_net.fit(regression(), batches, **{"epochs": 2, **options})
 
 
 def test_a_network_instead_of_a_model_is_refused_with_the_model_to_make() -> None:
