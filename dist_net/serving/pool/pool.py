@@ -161,12 +161,8 @@ class Pool:
         if worker is None:
             worker = self._workers.add(node, message, now)
             self._check_by(now)
-            logger.info(
-                "worker_joined name=%s host=%s child=%s",
-                worker.name,
-                worker.host,
-                bool(worker.child),
-            )
+            kind = "child" if worker.child else "remote"
+            logger.info("worker_joined kind=%s name=%s host=%s", kind, worker.name, worker.host)
         settings = self._settings
         welcome = PoolWelcome(
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s

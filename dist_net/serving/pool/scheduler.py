@@ -220,8 +220,7 @@ class Scheduler:
                 is_batched = self._models[name].versions[version].description.is_batched
                 max_rows = self._settings.max_batch_size if is_batched and not is_long else 1
                 row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
-                take = request, version, queues, max_rows, row_s, lends, now
-                batch = self._requests.take(*take)
+                batch = self._requests.take(request, version, queues, max_rows, row_s, lends, now)
                 return worker, self._start(worker, version, batch, is_long, now)
         return None
 
@@ -327,9 +326,8 @@ class Scheduler:
     def _is_short(self, request: InferenceRequest, queue: ClientQueue, now: float) -> bool:
         """Return whether a batch of such requests is known to be short."""
         rows = min(self._settings.max_batch_size, len(queue.requests))
-        cost_s = rows * queue.costs.of(request)
-        is_short = 0 < cost_s < SHORT_BATCH_S and not request.runs_alone
-        return is_short and now >= queue.apart_until_s
+        is_known = now >= queue.apart_until_s and not request.runs_alone
+        return is_known and 0 < rows * queue.costs.of(request) < SHORT_BATCH_S
 
     def _is_long(
         self, request: InferenceRequest, queue: ClientQueue, usual_s: float, now: float
