@@ -125,7 +125,8 @@ class HttpConnection(HttpToolsProtocol):
         host: str,
         context: ssl.SSLContext | None,
     ) -> None:
-        super().__init__(server.configuration, server.state, {"connection": self})
+        self.loop = asyncio.get_running_loop()
+        self.transport = None  # type: ignore[assignment]
         self.host = host
         self.share = server.ledger.share_of_address(host, "strangers at ")
         self.turns = LoopShare(self.share.loop)
@@ -162,6 +163,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _begin(self) -> None:
         if self in self._server.open:
+            super().__init__(self._server.configuration, self._server.state, {"connection": self})
             self._opening = self._server.start(self.turns, self._open())
 
     async def _open(self) -> None:
@@ -208,7 +210,6 @@ class HttpConnection(HttpToolsProtocol):
         elif self._socket.fileno() >= 0:
             self.loop.remove_reader(self._socket)
             self._socket.close()
-            self.parser, self.app_state = None, {}  # no circle of references remains
 
     def close_if_idle(self) -> None:
         """Close the connection unless a request was read."""
