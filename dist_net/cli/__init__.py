@@ -5,6 +5,7 @@ live in that process's module.
 """
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -17,7 +18,7 @@ from importlib import import_module
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.errors import INTERRUPTED, DistNetError
+from dist_net.errors import INTERRUPTED, BadInputError, DistNetError
 from dist_net.processes.token_arguments import own_words
 from dist_net.release import VERSION
 
@@ -101,6 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or parsed.debug:
+            raise
+        said = f"{str(error.filename)[:80]!r}... is too long for the name of a file or a model"
+        print(f"dist-net {parsed.command}: {said}", file=sys.stderr)
+        return BadInputError.exit_code
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED

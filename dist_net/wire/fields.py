@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-MAX_HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2**21
 MAX_PAYLOADS = 1024
 MAX_INTEGER = 2**63 - 1
 

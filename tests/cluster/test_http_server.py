@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -226,6 +227,42 @@ def test_a_server_that_stops_answers_what_was_asked() -> None:
         assert await end(asking) == b""
 
     while_serving(client, service)
+
+
+def test_a_server_that_will_stop_answers_once_more_on_each_connection() -> None:
+    """Beyond a second, a client that sends nothing is not awaited."""
+
+    async def client(server: HttpServer) -> None:
+        asking = [await connected(server) for _ in range(3)]
+        for each in asking:
+            each[1].write(REQUEST)
+            assert b"connection" not in (await said(each))[1]
+        announcing = asyncio.create_task(server.announce_stop(asyncio.Event()))
+        await asyncio.sleep(0)
+        for each in asking[:2]:
+            each[1].write(REQUEST)
+            code, headers, _ = await said(each)
+            assert (code, headers[b"connection"]) == (200, b"close")
+            assert await end(each) == b""
+        await announcing
+        server.stop()
+        assert await end(asking[2]) == b""
+
+    while_serving(client)
+
+
+def test_half_of_the_descriptors_are_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10, 10))
+
+    async def client(server: HttpServer) -> None:
+        open_ones = [await connected(server) for _ in range(6)]
+        assert await end(open_ones[0]) == b""
+        open_ones[5][1].write(REQUEST)
+        assert (await said(open_ones[5]))[0] == 200
+        for each in open_ones:
+            each[1].close()
+
+    while_serving(client)
 
 
 def test_a_server_that_stops_does_not_wait_for_ever() -> None:

@@ -37,6 +37,7 @@ from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
+from dist_net.wire.fields import MAX_HEADER_BYTES
 from dist_net.wire.security import (
     CLIENT,
     load_peer_keys,
@@ -152,9 +153,10 @@ def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
         # Workers of this host connect to a private path.
         listen = options.listen_options.listen if ray is None else ray.listen
         admitting = load_server_keys(worker_keys) if worker_keys else None
-        # The answers to a batch together: the ledger has admitted them all.
-        batch_bytes = max(MIN_BATCH_BYTES, options.queue_bytes)
-        socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, batch_bytes)
+        # All answers together: the ledger has admitted them at twice their size.
+        answer_bytes = max(MIN_BATCH_BYTES, options.queue_bytes // 2)
+        limits = answer_bytes, answer_bytes + 2 * MAX_HEADER_BYTES
+        socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, *limits)
         workers = opened.enter_context(socket)
     return PoolPlaces(directory, logs, ray, workers, worker_keys)
 

@@ -114,7 +114,8 @@ class ModelDescription(VersionSummary):
         return json.dumps(_summary_of(self)).encode()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
+        content = asdict(self) | {"architecture": architecture_to_json(self.architecture)}
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -83,6 +83,16 @@ def test_keys_names_a_directory_that_is_missing(
     assert re.search(naming("no directory", tmp_path / "none"), capsys.readouterr().err)
 
 
+def test_a_name_that_no_file_can_have_is_refused_in_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["serve", 300 * "n"]) == 2
+    said = capsys.readouterr().err
+    assert "too long" in said
+    assert said.count("\n") == 1
+    assert len(said) < 200
+
+
 def test_evaluate_without_a_run_names_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,7 +234,7 @@ def test_every_text_is_bounded_on_the_way_in_and_out(kind):
     fields = {name: plain[hint] for name, hint in hints.items() if hint not in framed}
     for name, hint in hints.items():
         if hint in (str, bytes):
-            too_long = fields | {name: hint() + 2**20 * ("\0" if hint is str else b"\0")}
+            too_long = fields | {name: hint() + MAX_HEADER_BYTES * ("\0" if hint is str else b"\0")}
             assert_refused([header(PROTOCOL_VERSION, kind.__name__, *too_long.values())])
             if name != "reason":
                 payloads = {each: () for each, hint in hints.items() if hint == Payloads}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from described import described
+from described import described, with_input
 from dist_net.errors import (
     BadInputError,
     BadRequestError,
@@ -95,6 +95,13 @@ def test_each_image_is_a_question_and_all_are_of_one_version() -> None:
     requests = asked(*a_body(raw, inputs=[tensor]), ANIMALS)
     assert [bytes(each.payload) for each in requests] == [b"one", b"", b"three"]
     assert {(each.is_image, each.rows, each.version) for each in requests} == {(True, 1, 7)}
+
+
+def test_a_shape_without_elements_has_a_possible_size() -> None:
+    model = with_input(DIGITS, shape=(-1,))
+    for shape in ([0, 2**62], [2**62, 0]):
+        with pytest.raises(BadRequestError, match="shape"):
+            asked(a_body(inputs=[an_input(shape=shape, data=[])])[0], model=model)
 
 
 def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
