@@ -267,7 +267,7 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 def import_kernels() -> bool:
     """Import what all compiled kernels need, in a second; return False without ``fast``."""
     try:
-        import_module("dist_net.autodiff.kernels.compiled.im2row_loops")
+        import_module("dist_net.autodiff.kernels.compiled.epilogues")
     except ImportError:
         return False
     return True

@@ -15,7 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 from dist_net import autodiff as ad
 from dist_net.autodiff import BoundPlan, Expression, Plan
 from dist_net.autodiff.arrays import Shape, integer, integers, shown
+from dist_net.autodiff.compiler.specialise import fused
 from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.kernels.convolution.training import compiled_loops
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
@@ -441,6 +443,10 @@ class Predictor:
         if batch_size not in self._bound:
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
             arrays = {INPUTS: batch, **self._model.layout.views(self.weights)}
-            outputs = self._model.network(self._model.input(batch_size), Scope())
-            self._bound[batch_size] = batch, ad.compile([outputs], arena=self._arena).bind(arrays)
+            outputs = [self._model.network(self._model.input(batch_size), Scope())]
+            if self._model.has_convolutions:  # otherwise too little is saved to import numba for
+                compiled = compiled_loops("epilogues") is not None
+                weights = dict(self._model.layout.shapes)
+                outputs = fused(outputs, weights, ThreadPool(), compiled)
+            self._bound[batch_size] = batch, ad.compile(outputs, arena=self._arena).bind(arrays)
         return self._bound[batch_size]

@@ -25,8 +25,10 @@ from dist_net.autodiff.expression import (
     topological_order,
     variable,
 )
-from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
-from dist_net.autodiff.kernels.convolution.problem import LINEAR, Epilogue
+from dist_net.autodiff.kernels.convolution.choice import Algorithm, choose, images_of_a_piece
+from dist_net.autodiff.kernels.convolution.im2row import Im2Row
+from dist_net.autodiff.kernels.convolution.problem import LINEAR, Epilogue, Problem
+from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import POINTWISE
 from dist_net.autodiff.operations import elementwise
@@ -43,6 +45,8 @@ from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Reshape, concatenate, reshape
 
+LEAST_OUTPUTS = 8
+"""The least number of a convolution's outputs; there are zeros beside fewer."""
 BinaryFunction = Callable[[Expression, Expression], Expression]
 
 
@@ -65,9 +69,14 @@ def specialise(
 
     ``pool`` computes convolutions and products with a fixed matrix. See ``choose`` for the others.
     """
-    fused = _Fusion(rewrite(outputs if compiled else defined(outputs)), weights)
-    planned = _planned(fused.outputs, pool, reproducible, compiled)
-    return _split(planned, weights)
+    return _split(_planned(outputs, weights, pool, reproducible, compiled), weights)
+
+
+def fused(
+    outputs: Sequence[Expression], weights: Collection[str], pool: ThreadPool, compiled: bool
+) -> list[Expression]:
+    """Return the graph of ``outputs`` for ``weights`` that may change from run to run."""
+    return _planned(outputs, weights, pool, False, compiled, exact=True)
 
 
 def mark_per_batch(
@@ -261,37 +270,57 @@ def _with_epilogue(fused: Expression, **changes: float) -> Expression:
 
 
 def _planned(
-    outputs: Sequence[Expression], pool: ThreadPool, reproducible: bool, compiled: bool
+    outputs: Sequence[Expression],
+    weights: Collection[str],
+    pool: ThreadPool,
+    reproducible: bool,
+    compiled: bool,
+    exact: bool = False,
 ) -> list[Expression]:
-    """Return the graph with an algorithm for each convolution."""
+    """Return the graph with fused operations and an algorithm for each convolution."""
+    graph = _Fusion(rewrite(outputs if compiled else defined(outputs)), weights).outputs
     new: dict[int, Expression] = {}
-    for node in topological_order(outputs):
+    for node in topological_order(graph):
         inputs = tuple(new[id(each)] for each in node.inputs)
         planned = node.with_inputs(inputs)
         if isinstance(node.operation, FusedConvolution):
             x, filters, bias, *residual = inputs
+            if node.operation.groups == 1:  # loops compute a vector of outputs at least
+                filters, bias, *residual = (
+                    _filled(each, LEAST_OUTPUTS, -1) for each in (filters, bias, *residual)
+                )
             if reproducible:
-                piece = images_of_a_piece(node.operation.problem(node))
-                x, *residual = (_filled(each, piece) for each in (x, *residual))
+                piece = images_of_a_piece(node.operation.problem(node), compiled, pool.gemm)
+                count = -(-x.shape[0] // piece) * piece
+                x, *residual = (_filled(each, count) for each in (x, *residual))
             whole = apply(node.operation, x, filters, bias, *residual)
             problem = node.operation.problem(whole)
-            choice = choose(problem, pool.threads, reproducible, compiled, pool.gemm)
+            choice = choose(problem, pool.threads, reproducible, compiled, pool.gemm, exact)
             operation = PlannedConvolution(problem, choice, pool)
             choice.reserve_scratch(problem, pool)
-            prepared = apply(PreparedFilters(problem, choice.algorithm), filters)
-            planned = apply(operation, x, prepared, bias, *residual)[: node.shape[0]]
+            prepared = _prepared(problem, choice.algorithm, filters)
+            planned = apply(operation, x, prepared, bias, *residual)
+            planned = planned[: node.shape[0], ..., : node.shape[3]]
         elif isinstance(node.operation, Conv2DInputGradient) and reproducible:
             # Image by image: its kernel's products have the rows of several images.
             images = [inputs[0][i : i + 1] for i in range(node.shape[0])]
             planned = concatenate([apply(node.operation, each, inputs[1]) for each in images])
         new[id(node)] = planned
-    return [new[id(each)] for each in outputs]
+    return [new[id(each)] for each in graph]
 
 
-def _filled(x: Expression, piece: int) -> Expression:
-    """Pad ``x`` with images of zeros, so that ``piece`` divides the number of images."""
-    zeros = np.zeros((-x.shape[0] % piece, *x.shape[1:]), x.dtype)
-    return concatenate([x, constant(zeros)])
+def _prepared(problem: Problem, algorithm: Algorithm, filters: Expression) -> Expression:
+    """Return the filters in the layout of an algorithm; without a copy, if that is their own."""
+    if isinstance(algorithm, Im2Row) and type(algorithm.gemm) is Gemm and problem.groups == 1:
+        return reshape(filters, algorithm.prepared_shape(problem))
+    return apply(PreparedFilters(problem, algorithm), filters)
+
+
+def _filled(x: Expression, least: int, axis: int = 0) -> Expression:
+    """Return ``x`` with zeros behind it along an axis, at least ``least`` elements."""
+    shape = [*x.shape]
+    shape[axis] = max(0, least - x.shape[axis])
+    return concatenate([x, constant(np.zeros(shape, x.dtype))], axis)
 
 
 def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:

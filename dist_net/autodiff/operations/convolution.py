@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, integer
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer
 from dist_net.autodiff.expression import (
     FLOATS,
     Expression,
@@ -24,7 +24,7 @@ from dist_net.autodiff.kernels.convolution import training
 from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.training import BlockTasks
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.autodiff.kernels.thread_pool import SHARED_PRODUCT, ThreadPool
 from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, pair, windows
 from dist_net.errors import ShapeError
 
@@ -246,4 +246,7 @@ class PlannedConvolution(Operation):
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, prepared, bias, *residual = inputs
         arrays = Arrays(x, prepared, bias, residual[0] if residual else None, out)
-        return self.pool.call(self.choice.tasks(self.problem, arrays, self.pool))
+        tasks = self.choice.tasks(self.problem, arrays, self.pool)
+        if self.problem.multiplications >= SHARED_PRODUCT:
+            return self.pool.call(tasks)
+        return in_order([call for task in tasks for call in task[0]])

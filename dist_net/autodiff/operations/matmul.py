@@ -19,12 +19,11 @@ from dist_net.autodiff.expression import (
     same_dtype,
 )
 from dist_net.autodiff.kernels.gemm import ROW_STEP
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.autodiff.kernels.thread_pool import SHARED_PRODUCT, ThreadPool
 from dist_net.autodiff.operations.reduction import sum, sum_to_shape
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
 from dist_net.errors import ShapeError
 
-SHARED_PRODUCT = 1 << 22  # multiplications, which take 80 us
 PRIVATE = 0xE000  # a character that is no letter of a user
 
 

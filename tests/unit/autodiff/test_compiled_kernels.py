@@ -23,6 +23,7 @@ from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.training import filter_gradient
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.gemm import LAYOUTS
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.autodiff.operations import elementwise, fused
@@ -51,18 +52,17 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
 from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
-from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
+from dist_net.autodiff.kernels.compiled import epilogues, vectors
 from dist_net.autodiff.kernels.compiled import recurrent_loops as compiled_recurrent
 from dist_net.autodiff.kernels.compiled import row_loops as compiled_rows
 from dist_net.autodiff.kernels.compiled import scaling_loops as compiled_scaling
-from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
-from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
+from dist_net.autodiff.kernels.compiled.direct_loops import Direct, products
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim import OPTIMIZERS
 
-MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_rows
+MODULES = epilogues, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_rows
 MODULES += (compiled_scaling, compiled_winograd)
 UPDATE_LOOPS = [*{type(each).loop: None for each in OPTIMIZERS.values()}]
 WHOLE = Blocking(images=99, rows=99, channels=999)
@@ -70,7 +70,6 @@ LOOPS = [
     compiled_depthwise.correlate,
     compiled_depthwise.add_gradient,
     compiled_direct.multiply,
-    compiled.from_product,
     compiled_recurrent.lstm_step,
     compiled_recurrent.lstm_step_back,
     compiled_scaling.scale_and_shift,
@@ -80,9 +79,9 @@ LOOPS = [
 ]
 
 
-def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, dtype=np.float32):
+def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, dtype=np.float32, dilation=1):
     sides = padding or ((size // 2, size // 2), (size // 2, size // 2))
-    windows = Windows((size, size), (stride, stride), sides)
+    windows = Windows((size, size), (stride, stride), sides, (dilation, dilation))
     out = (x[0], *windows.output(x[1], x[2]), filters)
     return Problem(windows, groups, Epilogue(0.1, 0.0, -1.0, 60.0), x, out, np.dtype(dtype))
 
@@ -142,17 +141,20 @@ def winograd_problem(x, filters, stride):
     return problem_of((images, stride * height, stride * width, channels), filters, stride=stride)
 
 
-IM2ROW_CASES = [
+DIRECT_CASES = [
     ((2, 7, 9, 3), 16, {}),
     ((2, 7, 9, 4), 17, {"stride": 2}),
     ((1, 8, 8, 6), 12, {"size": 1}),
+    ((9, 1, 1, 6), 75, {"size": 1}),
+    ((1, 1, 1, 6), 136, {"size": 1}),
     ((1, 9, 8, 6), 12, {"size": 1, "stride": 2}),
-    ((1, 9, 8, 16), 12, {"size": 1, "stride": 2}),
-    ((2, 6, 6, 8), 16, {"groups": 4}),
+    ((1, 9, 8, 16), 24, {"size": 1, "stride": 2}),
+    ((2, 6, 6, 8), 32, {"groups": 4}),
+    ((2, 9, 11, 4), 40, {"dilation": 2}),
     ((1, 5, 6, 3), 8, {"padding": ((0, 2), (1, 0))}),
     ((1, 2, 2, 3), 8, {"padding": ((4, 4), (4, 4))}),
     ((1, 2, 2, 1), 8, {"padding": ((4, 4), (4, 4))}),
-    ((2, 9, 9, 16), 3, {"stride": 2}),
+    ((2, 9, 3, 16), 48, {"stride": 2}),
     ((1, 6, 6, 3), 8, {"padding": ((0, 0), (0, 0)), "size": 6}),
 ]
 
@@ -200,12 +202,13 @@ def test_winograd_gives_the_plain_answers(m, stride, x, filters, blocking, with_
 
 @pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999), Blocking(1, 5, 9)])
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize(("x", "filters", "options"), IM2ROW_CASES)
-def test_im2row_gives_the_plain_answers(x, filters, options, with_residual, blocking):
+@pytest.mark.parametrize(("x", "filters", "options"), DIRECT_CASES)
+def test_direct_gives_the_plain_answers(x, filters, options, with_residual, blocking):
     if "groups" in options and blocking.channels < filters:
         pytest.skip("groups are not split")
     problem = problem_of(x, filters, **options)
-    require_same(CompiledIm2Row(), Im2Row(), problem, blocking, with_residual, threads=2)
+    for gemm in LAYOUTS if blocking.channels > filters else LAYOUTS[:1]:
+        require_same(Direct(gemm), Im2Row(), problem, blocking, with_residual, threads=2)
 
 
 @given(
@@ -224,9 +227,8 @@ def test_whatever_is_chosen_gives_the_plain_answers(
     problem = problem_of((x[0], max(x[1], size), max(x[2], size), x[3]), filters, size, stride)
     plain = choose(problem, threads, reproducible)
     fast = choose(problem, threads, reproducible, compiled=True)
-    assert fast.blocking == plain.blocking
-    assert fast.algorithm.name == plain.algorithm.name
-    assert type(fast.algorithm) in (CompiledIm2Row, CompiledWinograd)
+    few = Direct if filters >= vectors.LANES else Im2Row
+    assert type(fast.algorithm) in (few, CompiledWinograd)
     require_same(fast.algorithm, plain.algorithm, problem, fast.blocking, with_residual, threads)
 
 
@@ -306,18 +308,18 @@ def test_special_numbers_have_one_value_and_gradient(name, dtype, monkeypatch):
 @pytest.mark.parametrize("slopes", [(1.0, 1.0), (0.0, 1.0), (0.1, 0.0), (1.0, 0.1)])
 def test_special_numbers_have_one_epilogue(slopes, has_residual, low):
     values = np.array(SPECIAL, np.float32)
-    epilogue, out, wanted = (
-        Epilogue(*slopes, low, 6.0 if low == 0 else np.inf),
-        *np.empty((2, 24), np.float32),
-    )
-    bias, residual = np.zeros(8, np.float32), values[::-1].copy() if has_residual else None
+    epilogue = Epilogue(*slopes, low, 6.0 if low == 0 else np.inf)
+    out, wanted, spare = np.empty((3, len(values)), np.float32)
+    residual = values[::-1].copy() if has_residual else None
     with np.errstate(all="ignore"):
-        for call in epilogue.calls(values.copy(), None, residual, wanted, np.empty_like(values)):
+        for call in epilogue.calls(values.copy(), None, residual, wanted, spare):
             call()
-    numbers = compiled.numbers_of(epilogue)
-    others = values if residual is None else residual, has_residual
-    compiled.from_product(values, (1, 1, 3, 8), (out, *others, bias, numbers, (0, 24, 24, 8)))
-    np.testing.assert_array_equal(out, wanted)
+    one = np.ones((1,) * 7, np.float32)
+    values, out, residual = (
+        None if each is None else each.reshape(1, 1, 1, 1, -1) for each in (values, out, residual)
+    )
+    products(one, values, out, False, None, residual, epilogue)()
+    np.testing.assert_array_equal(out.reshape(-1), wanted)
 
 
 def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
@@ -343,20 +345,20 @@ def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
 # they are slices of arrays that have to be there.
 
 
-def checked_load(source, index):
-    assert 0 <= index <= len(source) - vectors.LANES
-    return source[index : index + vectors.LANES].copy()
+def checked_load(source, index, lanes=vectors.LANES):
+    assert 0 <= index <= len(source) - lanes
+    return source[index : index + lanes].copy()
 
 
 def checked_store(target, index, value):
-    assert 0 <= index <= len(target) - vectors.LANES
-    target[index : index + vectors.LANES] = value
+    assert 0 <= index <= len(target) - len(value)
+    target[index : index + len(value)] = value
 
 
-def over_row(columns, step, total=None):
-    for i in range(0, columns, vectors.LANES):
-        total = step(i, total)
-    return total
+def repeated(count, step, *state, by=1):
+    for i in range(0, count, by):
+        state = step(i, *state) or ()
+    return state
 
 
 IN_PYTHON = {
@@ -364,14 +366,14 @@ IN_PYTHON = {
     "load": checked_load,
     "store": checked_store,
     "value_at": lambda source, index: source[index],
-    "spread": lambda value: np.full(vectors.LANES, value, np.float32),
+    "spread": lambda value, lanes=vectors.LANES: np.full(lanes, value, np.float32),
     "larger": np.maximum,
     "smaller": np.minimum,
     "multiply_add": lambda a, b, c: a * b + c,
     "square_root": np.sqrt,
     "power_of_two": np.exp2,
     "across": lambda a, combine: np.full_like(a, reduce(combine, a)),
-    "over_row": over_row,
+    "repeated": repeated,
     "run_chosen": lambda number, functions: functions[number](),
     "changed_if": lambda condition, change, value: change(value) if condition else value,
 }
@@ -425,12 +427,12 @@ def test_no_loop_of_winograd_leaves_its_arrays(loops_in_python):
     assert {"to_points", "from_points"} <= {*loops_in_python}
 
 
-def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
-    for x, filters, options in IM2ROW_CASES:
+def test_no_direct_convolution_leaves_its_arrays(loops_in_python):
+    for x, filters, options in DIRECT_CASES:
         for blocking in (WHOLE, Blocking(1, 2, 999)):
             problem = problem_of(x, filters, **options)
-            require_same(CompiledIm2Row(), Im2Row(), problem, blocking, True)
-    assert "from_product" in loops_in_python
+            require_same(Direct(), Im2Row(), problem, blocking, True)
+    assert "multiply" in loops_in_python
 
 
 def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
@@ -467,14 +469,13 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
         out = np.zeros((2, 3, 2 * columns, 32), np.float32)[:, :, ::2]
         seen = windows.over(x)
         lines = seen.reshape(*seen.shape[:4], -1)
-        compiled_direct.products(
-            lines[:, :, :, np.newaxis], filters.reshape(1, size[0], -1, 32), out, False
-        )()
+        by_line = filters.reshape(1, size[0], 1, -1, 32)
+        products(lines[None, ..., None, :], by_line, out[None])()
         expected = np.einsum("nhwijc,ijco->nhwo", seen, filters)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-        total = np.ones((1, size[0], 3 * size[1], 32), np.float32)
-        by_value = lines.transpose(3, 4, 0, 1, 2)[np.newaxis]
-        compiled_direct.products(by_value, expected, total, True)()
+        total = np.ones((1, 1, size[0], 3 * size[1], 32), np.float32)
+        by_value = lines.transpose(3, 4, 0, 1, 2)[None, None]
+        products(by_value, expected[None], total, adds=True)()
         expected = np.einsum("nhwijc,nhwo->ijco", seen, expected).reshape(total.shape) + 1
         np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
     assert "multiply" in loops_in_python
@@ -531,10 +532,13 @@ def test_no_loop_of_rows_leaves_its_arrays(loops_in_python):
 
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
-    values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
-    epilogue = out, out, False, bias, (np.float32(1),) * 6, (0, 16, 16, 8)
-    with pytest.raises(AssertionError):
-        compiled.from_product(values, (1, 1, 2, 8), epilogue)
+    x, y = np.zeros((1,) * 7, np.float32), np.zeros((1, 1, 1, 1, 16), np.float32)
+    call = products(x, y, y.copy())
+    arrays = [*call.args]
+    for n in (1, 2):
+        short = [*arrays[:n], arrays[n][:-1], *arrays[n + 1 :]]
+        with pytest.raises(AssertionError):
+            call.func(*short)
 
 
 # How they are compiled
@@ -559,11 +563,10 @@ def test_numba_compiles_only_functions_with_loops():
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
-from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, row_loops
+from dist_net.autodiff.kernels.compiled import recurrent_loops, row_loops
 from dist_net.autodiff.kernels.compiled import scaling_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
 loops += [direct_loops.multiply]
-loops += [im2row_loops.from_product]
 loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
 loops += [scaling_loops.scale_and_shift]
 loops += [row_loops.compute_rows]
@@ -730,7 +733,7 @@ def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, m
 
 def make_numba_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("vectors", "im2row_loops"):
+    for name in ("vectors", "epilogues"):
         monkeypatch.delitem(sys.modules, f"dist_net.autodiff.kernels.compiled.{name}")
 
 
@@ -754,9 +757,9 @@ print("numba" in sys.modules)
     ("layer", "compiled", "loaded"),
     [
         ("Conv2D(16, 3)", False, ""),
-        ("Conv2D(16, 1)", True, "im2row_loops vectors"),
-        ("DepthwiseConv2D(3)", True, "depthwise_loops im2row_loops vectors"),
-        ("Conv2D(16, 3)", True, "im2row_loops vectors winograd_loops"),
+        ("Conv2D(16, 1)", True, "direct_loops epilogues vectors"),
+        ("DepthwiseConv2D(3)", True, "depthwise_loops epilogues vectors"),
+        ("Conv2D(16, 3)", True, "epilogues vectors winograd_loops"),
     ],
 )
 def test_numba_and_the_loops_are_loaded_only_for_the_layers_that_need_them(layer, compiled, loaded):

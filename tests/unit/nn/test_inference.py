@@ -188,11 +188,14 @@ def test_a_network_of_other_operations_for_another_batch_size_is_left_as_it_is(i
     np.testing.assert_allclose(inference_of(model, weights)(inputs), plain, rtol=1e-5)
 
 
-def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of):
+@pytest.mark.parametrize(("compiled", "plain"), [(False, "im2row"), (True, "direct")])
+def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of, compiled, plain):
+    if compiled:
+        pytest.importorskip("numba")
     model = model_of()
-    printed = str(inference_of(model, weights_of(model), batch_size=4).plan(4))
-    named = re.findall(r"Convolution by (\w+)", printed)
-    assert set(named) == {"im2row", "winograd2"}
+    session = inference_of(model, weights_of(model), batch_size=4, compiled=compiled)
+    named = re.findall(r"Convolution by (\w+)", str(session.plan(4)))
+    assert set(named) == {plain, "winograd2"}
 
 
 def test_blas_has_one_thread_while_a_session_computes(inference_of, monkeypatch):
@@ -250,7 +253,7 @@ def test_all_that_follows_a_convolution_is_computed_with_it():
         BatchNorm(activation=leaky_relu),
         Residual(Conv2D(16, 1), BatchNorm(activation=relu6), Conv2D(16, 3), BatchNorm()),
         GlobalAveragePool(),
-        Dense(4),
+        Dense(8),
     )
     left = operations(network, (2, 8, 8, 3))
     assert left["Convolution"] == 4  # a dense layer is one too
@@ -339,7 +342,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("has_small_kernels", [False, True])
-@pytest.mark.parametrize("compiled", [False, None])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("model", NETS.values(), ids=NETS)
 def test_an_input_gets_the_same_bytes_whatever_its_company(
     inference_of, monkeypatch, model, compiled, has_small_kernels

@@ -13,7 +13,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.kernels.compiled.im2row_loops import (
+from dist_net.autodiff.kernels.compiled.epilogues import (
     EPILOGUE,
     EpilogueValues,
     Geometry,

@@ -1,137 +1,243 @@
-"""Sums of products of strided views, compiled by numba: convolution without rows of windows.
+"""Convolution without rows of windows: sums of products of strided views, compiled by numba.
 
-The windows of a map are a view of it. ``multiply`` keeps the sums of eight of its elements times
-``BLOCK`` neighbouring values in registers. Needs the extra ``fast``.
+The windows of a map are a view of it. ``multiply`` keeps a *tile* of sums in registers: of several
+elements of the view times several vectors. It adds the products of a sum in one order, whatever
+else is computed, so that results have the same bits in any batch. Needs the extra ``fast``.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
 from numba import types
+from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.kernels.compiled.im2row_loops import memory_of
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.kernels.compiled.epilogues import (
+    EpilogueNumbers,
+    apply_epilogue,
+    memory_of,
+    numbers_of,
+)
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
-    VECTOR,
+    WIDE,
     Flat,
-    Four,
     Lanes,
     Pointer,
     Three,
-    inlined,
-    integers,
     load,
     multiply_add,
     pointer,
+    repeated,
+    run_chosen,
     spread,
-    store,
     traced,
     value_at,
 )
-from dist_net.compiling import BOOLEAN, INTEGER, READ, WRITTEN, jit
+from dist_net.autodiff.kernels.convolution.im2row import Im2Row, patches_of
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
+from dist_net.autodiff.kernels.windows import POINTWISE, UNPADDED
+from dist_net.compiling import READ, WRITTEN, jit
 
-BLOCK = 2 * LANES
-NOTHING = np.zeros(BLOCK, np.float32)
+BLOCK = 16  # columns, of which a multiple can be added to
+PLAIN = Epilogue()
 
-Sums = tuple[Lanes, ...]
+TWO, ONE, NARROW, FOUR = range(4)
+WIDTHS = {TWO: (2, WIDE), ONE: (1, WIDE), NARROW: (2, LANES)}
+TILES = {10 * count + n: (count, *width) for count in (8, 4, 1) for n, width in WIDTHS.items()}
+TILES[10 + FOUR] = 1, 4, WIDE
+"""The elements, vectors and lanes of each kind of tile."""
+
+LoopAxes = NDArray[np.intp]
+AXES = types.Array(types.intp, 2, "C", readonly=True)
+
 Place = tuple[Pointer, int, int]
-"""An array, the place of a first pair of vectors, and how far apart the next ones are."""
+"""An array, the place of a first element in it, and how far apart the next ones are."""
+Factors = tuple[Pointer, int, int]
+"""An array, the place of a first vector in it, and how far apart the next ones are."""
+Finish = tuple[Pointer, int, Pointer, bool, EpilogueNumbers]
+"""The bias and the place of its first vector, and the rest of ``EpilogueValues``."""
 
 
-def at_a_time(count: int) -> Callable[..., None]:
-    """Return the inner loops of ``multiply`` for ``count`` elements."""
-
-    @traced(types.UniTuple(VECTOR, 2 * count))
-    def load_pairs(source: Pointer, place: int, apart: int) -> Sums:
-        places = [place + n // 2 * apart + n % 2 * LANES for n in range(2 * count)]
-        return tuple(load(source, each) for each in places)
-
-    @traced()
-    def store_pairs(sums: Sums, out: Pointer, place: int, apart: int) -> None:
-        for n, each in enumerate(sums):
-            store(out, place + n // 2 * apart + n % 2 * LANES, each)
-
-    @traced(types.UniTuple(VECTOR, 2 * count))
-    def with_products(sums: Sums, x: Pointer, i: int, apart: int, vectors: Pointer, j: int) -> Sums:
-        pair = load(vectors, j), load(vectors, j + LANES)
-        values = [spread(value_at(x, i + n * apart)) for n in range(count)]
-        return tuple(multiply_add(values[n // 2], pair[n % 2], each) for n, each in enumerate(sums))
-
-    @inlined
-    def write_sums(
-        start: Place, x: Place, x_steps: Three, y: Place, y_steps: Three, counts: Three, out: Place
-    ) -> None:
-        sums = load_pairs(start[0], start[1], start[2])
-        for c in range(counts[0]):
-            for d in range(counts[1]):
-                i = x[1] + c * x_steps[0] + d * x_steps[1]
-                j = y[1] + c * y_steps[0] + d * y_steps[1]
-                for _ in range(counts[2]):
-                    sums = with_products(sums, x[0], i, x[2], y[0], j)
-                    i += x_steps[2]
-                    j += y_steps[2]
-        store_pairs(sums, out[0], out[1], out[2])
-
-    return write_sums
-
-
-write_8, write_4, write_1 = at_a_time(8), at_a_time(4), at_a_time(1)
-
-
-@jit(READ, *[integers(3)] * 4, READ, integers(4), WRITTEN, integers(3), INTEGER, BOOLEAN, READ)
-def multiply(
-    x: Flat,
-    counts: Three,
-    x_apart: Three,
+@traced()
+def write_tile(
+    kind: int,
+    seen: Place,
+    seen_steps: Three,
+    factors: Factors,
+    factor_steps: Three,
     inner: Three,
-    x_steps: Three,
-    y: Flat,
-    y_steps: Four,
-    out: Flat,
-    out_apart: Three,
-    columns: int,
-    adds: bool,
-    nothing: Flat,
+    result: Place,
+    finish: Finish,
+    zero: Any,
 ) -> None:
-    """out[a, b, m] = Σ x[a, b, m, c, d, e] · y[a, c, d, e], or add it, for vectors of ``columns``.
+    """Write the epilogue of the sums of a tile of a kind in ``TILES``."""
+    (x, x_place, x_apart), (y, y_place, y_apart), (out, place, apart) = seen, factors, result
+    bias, column, *epilogue = finish
 
-    ``counts`` and ``inner`` are the axes' lengths, the others strides. ``nothing``: BLOCK zeros.
+    def write(count: int, vectors: int, lanes: int) -> None:
+        tile = [*product(range(count), range(vectors))]
+
+        def with_products(i: int, j: int, sums: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
+            values = [load(y, j + y_apart * v, lanes) for v in range(vectors)]
+            elements = [spread(value_at(x, i + x_apart * n), lanes) for n in range(count)]
+            pairs = zip(tile, sums, strict=True)
+            return tuple(multiply_add(elements[n], values[v], each) for (n, v), each in pairs)
+
+        def along(axis: int, i: int, j: int, sums: tuple[Lanes, ...]) -> tuple[Lanes, ...]:
+            if axis == len(inner):
+                return with_products(i, j, sums)
+
+            def step(k: int, *sums: Lanes) -> tuple[Lanes, ...]:
+                return along(axis + 1, i + k * seen_steps[axis], j + k * factor_steps[axis], sums)
+
+            return repeated(inner[axis], step, *sums)
+
+        sums = along(0, x_place, y_place, (spread(zero, lanes),) * len(tile))
+        shifts = [load(bias, column + y_apart * v, lanes) for v in range(vectors)]
+        for (n, v), each in zip(tile, sums, strict=True):
+            target = place + apart * n + y_apart * v
+            apply_epilogue(each, out, target, (shifts[v], *epilogue), lanes)
+
+    run_chosen(kind, {number: partial(write, *tile) for number, tile in TILES.items()})
+
+
+@jit(READ, READ, WRITTEN, READ, READ, AXES, READ)
+def multiply(
+    x: Flat, y: Flat, out: Flat, bias: Flat, residual: Flat, axes: LoopAxes, numbers: Flat
+) -> None:
+    """out[a, n, b, m] = epilogue of Σ x[a, n, b, m, c, d, e] · y[a, c, d, e].
+
+    For vectors of ``columns``, at least ``LANES``. ``axes`` has the length of each axis and its
+    strides in x, y and out; then ``columns``, whether there is a residual, and whether some
+    results may be computed twice, as unless columns are a multiple of ``BLOCK``. ``bias`` is (a,
+    columns), and the residual like out.
     """
-    values, vectors, result, zeros = pointer(x), pointer(y), pointer(out), pointer(nothing)
-    apart, result_apart = x_apart[2], out_apart[2]
-    steps = y_steps[1:]
-    for column in range(0, columns, BLOCK):
-        for a in range(counts[0]):
-            factors = vectors, column + a * y_steps[0], 0
-            for b in range(counts[1]):
-                source = a * x_apart[0] + b * x_apart[1]
-                target = a * out_apart[0] + b * out_apart[1] + column
-                m = 0
-                while m < counts[2]:
-                    left = counts[2] - m
-                    at_once = 8 if left >= 8 else 4 if left >= 4 else 1
-                    if not adds and left < 8 and counts[2] >= 4:
-                        # May compute some elements before again.
-                        at_once = 8 if left > 4 and counts[2] >= 8 else 4
-                        m = min(m, counts[2] - at_once)
-                    seen = values, source + m * apart, apart
-                    place = result, target + m * result_apart, result_apart
-                    start = place if adds else (zeros, 0, 0)
-                    if at_once == 8:
-                        write_8(start, seen, x_steps, factors, steps, inner, place)
-                    elif at_once == 4:
-                        write_4(start, seen, x_steps, factors, steps, inner, place)
-                    else:
-                        write_1(start, seen, x_steps, factors, steps, inner, place)
-                    m += at_once
+    zero = np.float32(0)
+    seen, factors, result = pointer(x), pointer(y), pointer(out)
+    shifts, others = pointer(bias), pointer(residual)
+    columns, has_residual, may_repeat = axes[7, 0], axes[7, 1] > 0, axes[7, 2] > 0
+    inner = axes[4, 0], axes[5, 0], axes[6, 0]
+    seen_steps = axes[4, 1], axes[5, 1], axes[6, 1]
+    factor_steps = axes[4, 2], axes[5, 2], axes[6, 2]
+    epilogue = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    for a in range(axes[0, 0]):
+        column = 0
+        while column < columns:
+            left = columns - column
+            width, step, gap = TWO, 2 * WIDE, WIDE
+            if axes[3, 0] == 1 and left >= 4 * WIDE:
+                width, step = FOUR, 4 * WIDE
+            elif columns < WIDE:
+                width, gap = NARROW, columns - LANES
+            elif left < 2 * WIDE:
+                width, step = ONE, WIDE
+                column = min(column, columns - WIDE)
+            finish = shifts, a * columns + column, others, has_residual, epilogue
+            for n in range(axes[1, 0]):
+                for b in range(axes[2, 0]):
+                    source = a * axes[0, 1] + n * axes[1, 1] + b * axes[2, 1]
+                    target = a * axes[0, 3] + n * axes[1, 3] + b * axes[2, 3] + column
+                    m = 0
+                    while m < axes[3, 0]:
+                        rest = axes[3, 0] - m
+                        at_once = 8 if rest >= 8 else 4 if rest >= 4 else 1
+                        if may_repeat and rest < 8 and axes[3, 0] >= 4:
+                            at_once = 8 if rest > 4 and axes[3, 0] >= 8 else 4
+                            m = min(m, axes[3, 0] - at_once)
+                        write_tile(
+                            10 * at_once + width,
+                            (seen, source + m * axes[3, 1], axes[3, 1]),
+                            seen_steps,
+                            (factors, a * axes[0, 2] + column, gap),
+                            factor_steps,
+                            inner,
+                            (result, target + m * axes[3, 3], axes[3, 3]),
+                            finish,
+                            zero,
+                        )
+                        m += at_once
+            column += step
 
 
-def products(x: Array, y: Array, out: Array, adds: bool) -> Call:
-    """Return the call of ``multiply``: x (a, b, m, c, d, e), y ([a,] c, d, e, columns) to out (a,
-    b, m, columns), for multiples of ``BLOCK`` columns. All are views; columns are contiguous."""
-    y = np.broadcast_to(y, (len(x), *y.shape[-4:]))
-    of_x, of_y, of_out = (tuple(n // each.itemsize for n in each.strides) for each in (x, y, out))
-    given = memory_of(x), x.shape[:3], of_x[:3], x.shape[3:], of_x[3:], memory_of(y), of_y[:4]
-    return partial(multiply, *given, memory_of(out), of_out[:3], out.shape[3], adds, NOTHING)
+def products(
+    x: Array,
+    y: Array,
+    out: Array,
+    adds: bool = False,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    epilogue: Epilogue = PLAIN,
+) -> Call:
+    """Return the call of ``multiply``: x (a, n, b, m, c, d, e), y (a, c, d, e, columns) to out (a,
+    n, b, m, columns). All are views; columns are contiguous, and ``residual`` is like out.
+    ``adds``: add to out, for a multiple of ``BLOCK`` columns."""
+    strides = np.zeros((3, 7), np.intp)
+    strides[0], strides[1, [0, 4, 5, 6]], strides[2, :4] = x.strides, y.strides[:4], out.strides[:4]
+    axes = np.zeros((8, 4), np.intp)
+    axes[:7, 0], axes[:7, 1:] = x.shape, strides.T // x.itemsize
+    residual = out if adds else residual
+    axes[7, :3] = out.shape[4], residual is not None, not adds
+    shift = np.zeros(out.shape[0] * out.shape[4], np.float32) if bias is None else bias
+    other = shift if residual is None else memory_of(residual)
+    arrays = memory_of(x), memory_of(y), memory_of(out), shift, other
+    return partial(multiply, *arrays, axes, np.array(numbers_of(epilogue), np.float32))
+
+
+class Direct(Im2Row):
+    """``Im2Row`` without its rows, and with the epilogue of sums that are in registers."""
+
+    name = "direct"
+    adds_in_one_order = True
+
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """Return the bytes of the padded part of the map that a block reads."""
+        return scratch_bytes([self._padded_shape(problem, block)], problem.dtype)
+
+    def calls(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Call]:
+        """Return the calls that compute a block of the output."""
+        first, stop = block.channels.start, block.channels.stop
+        if stop < LANES:
+            raise ValueError(f"{stop} outputs; expected at least {LANES}, a vector")
+        block = replace(block, channels=slice(min(first, stop - LANES), stop))
+        (x,) = carve(scratch, [self._padded_shape(problem, block)], problem.dtype)
+        take = patches_of(problem).take(arrays.x, block, x) if x.size else ()
+        if not x.size:
+            x = arrays.x[block.images, block.rows.start * problem.windows.stride[0] :]
+        seen = self._seen(problem, x, block.size[1])
+        filters = self.gemm.part(arrays.filters, block.channels)
+        filters = filters.reshape(-1, *filters.shape[-2:], copy=False)  # by group, or by band
+        count, _, columns = filters.shape
+        seen = np.broadcast_to(seen, (count, *seen.shape[1:]))
+        filters = filters.reshape(count, *seen.shape[4:], columns, copy=False)
+
+        def results(array: Array) -> Array:
+            values = array[block.index].reshape(*seen.shape[1:4], count, columns, copy=False)
+            return values.transpose(3, 0, 1, 2, 4)
+
+        residual = None if arrays.residual is None else results(arrays.residual)
+        bias, out = arrays.bias[block.channels], results(arrays.out)
+        call = products(seen, filters, out, False, bias, residual, problem.epilogue)
+        return [*take, call]
+
+    def _seen(self, problem: Problem, x: Array, rows: int) -> Array:
+        """Return the windows of each group, (groups, n, b, m, c, d, e), with few long axes."""
+        seen = problem.windows.over(x)[:, :rows]
+        by_group = seen.reshape(*seen.shape[:5], problem.groups, -1, copy=False)
+        seen = by_group.transpose(5, 0, 1, 2, 3, 4, 6)
+        if problem.windows == POINTWISE:
+            seen = seen.reshape(problem.groups, 1, 1, -1, *seen.shape[4:], copy=False)
+        elif problem.groups == 1 and problem.windows.dilation[1] == 1:
+            seen = seen.reshape(*seen.shape[:5], 1, -1, copy=False)
+        return seen
+
+    def _padded_shape(self, problem: Problem, block: Block) -> Shape:
+        is_inside = problem.windows.padding == UNPADDED
+        return (0,) if is_inside else patches_of(problem).padded_shape(block)

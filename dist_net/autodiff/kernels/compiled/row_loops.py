@@ -14,6 +14,7 @@ import numpy as np
 
 from dist_net.autodiff.kernels.compiled import ERF
 from dist_net.autodiff.kernels.compiled.vectors import (
+    LANES,
     Flat,
     Lanes,
     Pointer,
@@ -21,9 +22,9 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     larger,
     load,
     multiply_add,
-    over_row,
     pointer,
     power_of_two,
+    repeated,
     run_chosen,
     smaller,
     spread,
@@ -81,13 +82,17 @@ class RowOfArrays(NamedTuple):
     share: Lanes
     epsilon: Lanes
 
+    def over_places(self, step: Callable[[int, Lanes], Lanes], total: Lanes) -> Lanes:
+        """Return the total after ``total = step(k, total)`` for each place."""
+        return repeated(self.columns, lambda k, total: (step(k, total),), total, by=LANES)[0]
+
     def sum(self, term: Callable[[int], Lanes]) -> Lanes:
         """Return the sum of the terms of all places."""
-        return across(over_row(self.columns, lambda k, sum_: sum_ + term(k), self.zero), add)
+        return across(self.over_places(lambda k, total: total + term(k), self.zero), add)
 
     def fill(self, value: Callable[[int], Lanes]) -> None:
         """Store the value of each place."""
-        over_row(self.columns, lambda k, _: self.store(k, value(k)))
+        repeated(self.columns, lambda k: self.store(k, value(k)), by=LANES)
 
     def moments(self) -> tuple[Lanes, Lanes]:
         """Return the mean of x and √(variance + epsilon)."""
@@ -109,7 +114,7 @@ def gelu_gradient(row: RowOfArrays) -> None:
 
 
 def softmax(row: RowOfArrays) -> None:
-    highest = over_row(row.columns, lambda k, top: larger(top, row.x(k)), row.x(0))
+    highest = row.over_places(lambda k, top: larger(top, row.x(k)), row.x(0))
     highest = across(highest, larger)
     row.fill(lambda k: exponential(row.x(k) - highest))
     total = row.sum(row.out)

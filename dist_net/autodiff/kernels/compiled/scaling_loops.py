@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.kernels.compiled.im2row_loops import flat
+from dist_net.autodiff.kernels.compiled.epilogues import flat
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     VECTOR,

@@ -20,12 +20,15 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
 LANES = 8
+WIDE = 16 if get_host_cpu_features().get("avx512f") else LANES
+"""The values of this processor's widest vectors."""
 
 Flat = NDArray[np.float32]
 Three = tuple[int, int, int]
@@ -47,11 +50,12 @@ def integers(count: int) -> Any:
 
 # The rest of this module describes vectors to numba.
 
-_LLVM = ir.VectorType(ir.FloatType(), LANES)
 _FIRST = ir.Constant(ir.IntType(32), 0)
-_ANY = ir.Constant(_LLVM, ir.Undefined)
-_ALL_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
 _ALIGNMENT = 4  # of a value, because a vector may begin at any value
+
+
+def _vector_of(lanes: int, of: Any = ir.FloatType()) -> Any:  # noqa: B008
+    return ir.VectorType(of, lanes)
 
 
 class _VectorType(types.Type):  # type: ignore[misc]
@@ -62,7 +66,7 @@ class _VectorType(types.Type):  # type: ignore[misc]
 @register_model(_VectorType)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, type_: Any) -> None:
-        super().__init__(manager, type_, _LLVM)
+        super().__init__(manager, type_, _vector_of(LANES))
 
 
 VECTOR = _VectorType()
@@ -76,7 +80,7 @@ class Tracer:
         self.value = value
 
     def _append(self, instruction: str, other: Any) -> "Tracer":
-        prefix = "f" if self.value.type == _LLVM else ""
+        prefix = "f" if isinstance(self.value.type, ir.VectorType) else ""
         method = getattr(self.builder, prefix + instruction)
         return Tracer(self.builder, method(self.value, self.alike(other).value))
 
@@ -84,8 +88,9 @@ class Tracer:
         """Return a Python number as a constant of the same type."""
         if isinstance(other, Tracer):
             return other
-        value = [float(other)] * LANES if self.value.type == _LLVM else other
-        return Tracer(self.builder, ir.Constant(self.value.type, value))
+        type_ = self.value.type
+        value = [float(other)] * type_.count if isinstance(type_, ir.VectorType) else other
+        return Tracer(self.builder, ir.Constant(type_, value))
 
     __add__ = partialmethod(_append, "add")
     __sub__ = partialmethod(_append, "sub")
@@ -135,22 +140,23 @@ def pointer(_: Any, array: Any) -> Any:
     return types.CPointer(types.float32)(array), code
 
 
-def _address(source: Pointer, index: Any) -> Any:
+def _address(source: Pointer, index: Any, vector: Any) -> Any:
     builder = source.builder
-    return builder.bitcast(builder.gep(source.value, [index.value]), _LLVM.as_pointer())
+    return builder.bitcast(builder.gep(source.value, [index.value]), vector.as_pointer())
 
 
 @traced(VECTOR)
-def load(source: Pointer, index: Any) -> Lanes:
+def load(source: Pointer, index: Any, lanes: int = LANES) -> Lanes:
     """Return the vector at ``index`` of a flat array, given its pointer."""
-    builder = source.builder
-    return Tracer(builder, builder.load(_address(source, index), align=_ALIGNMENT))
+    builder, address = source.builder, _address(source, index, _vector_of(lanes))
+    return Tracer(builder, builder.load(address, align=_ALIGNMENT))
 
 
 @traced()
 def store(target: Pointer, index: Any, value: Lanes) -> None:
     """Write a vector to a flat array at ``index``, given its pointer."""
-    value.builder.store(value.value, _address(target, index), align=_ALIGNMENT)
+    address = _address(target, index, value.value.type)
+    value.builder.store(value.value, address, align=_ALIGNMENT)
 
 
 @traced(types.float32)
@@ -161,11 +167,12 @@ def value_at(source: Pointer, index: Any) -> Any:
 
 
 @traced(VECTOR)
-def spread(value: Any) -> Lanes:
+def spread(value: Any, lanes: int = LANES) -> Lanes:
     """Return a vector of one value."""
-    builder = value.builder
-    first = builder.insert_element(_ANY, value.value, _FIRST)
-    return Tracer(builder, builder.shuffle_vector(first, _ANY, _ALL_FIRST))
+    builder, empty = value.builder, ir.Constant(_vector_of(lanes), ir.Undefined)
+    all_first = ir.Constant(_vector_of(lanes, ir.IntType(32)), None)
+    first = builder.insert_element(empty, value.value, _FIRST)
+    return Tracer(builder, builder.shuffle_vector(first, empty, all_first))
 
 
 @traced(VECTOR)
@@ -199,45 +206,48 @@ def square_root(a: Lanes) -> Lanes:
 
 
 def _by_intrinsic(name: str, *vectors: Lanes) -> Lanes:
-    builder, type_ = vectors[0].builder, ir.FunctionType(_LLVM, [_LLVM] * len(vectors))
-    function = get_or_insert_function(builder.module, type_, f"llvm.{name}.v{LANES}f32")
+    builder, vector = vectors[0].builder, vectors[0].value.type
+    type_ = ir.FunctionType(vector, [vector] * len(vectors))
+    function = get_or_insert_function(builder.module, type_, f"llvm.{name}.v{vector.count}f32")
     return Tracer(builder, builder.call(function, [each.value for each in vectors]))
 
 
 @traced(VECTOR)
 def power_of_two(exponents: Lanes) -> Lanes:
     """Return 2 to the power of whole numbers from -126 to 127, a float's exponents; 128: inf."""
-    builder, integers = exponents.builder, ir.VectorType(ir.IntType(32), LANES)
+    builder, integers = exponents.builder, _vector_of(LANES, ir.IntType(32))
     bias, place = (ir.Constant(integers, [number] * LANES) for number in (127, 23))
     biased = builder.add(builder.fptosi(exponents.value, integers), bias)
-    return Tracer(builder, builder.bitcast(builder.shl(biased, place), _LLVM))
+    return Tracer(builder, builder.bitcast(builder.shl(biased, place), _vector_of(LANES)))
 
 
 def across(a: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
-    """Combine the values of a vector, and return a vector of the result; as ``over_row``."""
+    """Combine the values of a vector, and return a vector of the result."""
     for apart in (4, 2, 1):
         order = [lane ^ apart for lane in range(LANES)]
-        places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
+        places = ir.Constant(_vector_of(LANES, ir.IntType(32)), order)
         a = combine(a, Tracer(a.builder, a.builder.shuffle_vector(a.value, a.value, places)))
     return a
 
 
-def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None = None) -> Any:
-    """Return the total after ``total = step(i, total)`` for each vector of a row, if any."""
-    builder, before = columns.builder, columns.builder.block
+def repeated(count: Any, step: Callable[..., Any], *state: Lanes, by: int = 1) -> tuple[Lanes, ...]:
+    """Return the vectors after ``state = step(i, *state)`` for i = 0, ``by``, 2 · ``by``, ... below
+    ``count``, but at least once."""
+    builder, before = count.builder, count.builder.block
     body, after = (builder.append_basic_block() for _ in range(2))
     builder.branch(body)
     builder.position_at_end(body)
-    first = [columns.alike(0), *([] if total is None else [total])]
+    first = [count.alike(0), *state]
     now = [Tracer(builder, builder.phi(each.value.type)) for each in first]
-    then = [now[0] + LANES, step(now[0], now[-1])][: len(first)]
+    changed = step(*now)
+    then = [now[0] + by, *(changed if state else ())]
     for phi, start, following in zip(now, first, then, strict=True):
         phi.value.add_incoming(start.value, before)
         phi.value.add_incoming(following.value, builder.block)
-    is_inside = builder.icmp_signed("<", then[0].value, columns.value)
+    is_inside = builder.icmp_signed("<", then[0].value, count.value)
     builder.cbranch(is_inside, body, after)
     builder.position_at_end(after)
-    return then[-1]
+    return tuple(then[1:])
 
 
 def run_chosen(number: Any, functions: Mapping[int, Callable[[], None]]) -> None:
@@ -255,7 +265,7 @@ def changed_if(condition: Any, change: Callable[[Lanes], Lanes], value: Lanes) -
     with builder.if_then(condition.value):
         changed = change(value)
         after = builder.block
-    either = builder.phi(_LLVM)
+    either = builder.phi(value.value.type)
     either.add_incoming(value.value, before)
     either.add_incoming(changed.value, after)
     return Tracer(builder, either)

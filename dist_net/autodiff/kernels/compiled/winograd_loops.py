@@ -18,7 +18,7 @@ from numba.types import Tuple
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.compiled.im2row_loops import (
+from dist_net.autodiff.kernels.compiled.epilogues import (
     EPILOGUE,
     EpilogueValues,
     OfBlock,
@@ -202,7 +202,7 @@ class CompiledWinograd(Winograd):
         by_tile = len(points), 1, 1, self._tiles(problem, block), -1
         of_x, of_y = (each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others))
         calls: list[Call] = [*self._to_points(problem, block, x, points, [tile]), spread_out]
-        return calls, of_x.transpose(0, 1, 4, 2, 3)[..., None, :], of_y
+        return calls, of_x.transpose(0, 1, 4, 2, 3)[:, None, ..., None, :], of_y
 
     @property
     def _plain(self) -> Winograd:

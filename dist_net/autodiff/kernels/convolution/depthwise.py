@@ -30,6 +30,7 @@ class Depthwise:
 
     name = "depthwise"
     row_step = 1
+    adds_in_one_order = True
 
     def prepared_shape(self, problem: Problem) -> Shape:
         """Return the shape of the result of ``prepare``."""

@@ -23,6 +23,7 @@ class Im2Row:
 
     name = "im2row"
     row_step = 1
+    adds_in_one_order = False  # whatever the number of rows, as BLAS does not
 
     def __init__(self, gemm: Gemm | None = None) -> None:
         self.gemm = gemm or Gemm()
@@ -53,7 +54,7 @@ class Im2Row:
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
-        gather, matrix = _patches(problem).rows(arrays.x, block, padded, matrix)
+        gather, matrix = patches_of(problem).rows(arrays.x, block, padded, matrix)
         calls = [*gather]
         if problem.groups == 1:
             columns = self.gemm.part(arrays.filters, block.channels)
@@ -78,7 +79,7 @@ def _shapes(problem: Problem, block: Block) -> list[Shape]:
     """Return the shapes of a block's padded input, rows, product and spare memory."""
     images, rows, channels = block.size
     product = (images * rows * problem.out[2], problem.groups, channels // problem.groups)
-    return [*_patches(problem).shapes(block), product, product]
+    return [*patches_of(problem).shapes(block), product, product]
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class Patches:
         return [*padding, partial(np.copyto, matrix.reshape(rows.shape, copy=False), rows)], matrix
 
 
-def _patches(problem: Problem) -> Patches:
+def patches_of(problem: Problem) -> Patches:
+    """Return the windows of a problem."""
     _, height, width, _ = problem.out
     return Patches(problem.windows, problem.x, (height, width), problem.groups)
 

@@ -89,6 +89,11 @@ class Problem:
         """The number of products summed for one element of the output."""
         return math.prod(self.windows.size) * (self.x[3] // self.groups)
 
+    @property
+    def multiplications(self) -> int:
+        """The number of products that a direct convolution computes."""
+        return math.prod(self.out) * self.row_length
+
 
 @dataclass(frozen=True)
 class Arrays:

@@ -115,9 +115,9 @@ def filter_gradient(
         def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
             of_strip = cotangent[strip.images, strip.rows]
             if loops:
-                by_value = _lines(windows, rows).transpose(3, 4, 0, 1, 2)[np.newaxis]
-                lines = total.reshape(1, len(total), -1, total.shape[3], copy=False)
-                return [loops.products(by_value, of_strip, lines, True)]
+                by_value = _lines(windows, rows).transpose(3, 4, 0, 1, 2)
+                lines = total.reshape(1, 1, len(total), -1, total.shape[3], copy=False)
+                return [loops.products(by_value[None, None], of_strip[None], lines, True)]
             product = product.reshape(total.shape, copy=False)
             factors = rows.transpose(0, 2, 1), by_group(of_strip, groups)
             call = partial(np.matmul, *factors, by_group(product, groups))
@@ -241,13 +241,14 @@ def _correlated(
     loops = _direct_loops(windows, groups, x, out.shape[3])
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
     turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
-    shape = (1, len(filters), -1) if loops else (groups, patches.length)
+    shape = (1, len(filters), 1, -1) if loops else (groups, patches.length)
     matrix = taps.reshape(*shape, out.shape[3] // groups, copy=False)
 
     def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
         part = out[strip.images, strip.rows]
         if loops:
-            return [loops.products(_lines(windows, rows)[:, :, :, np.newaxis], matrix, part, False)]
+            lines = _lines(windows, rows)[None, ..., None, :]
+            return [loops.products(lines, matrix, part[None])]
         target = part if part.flags.c_contiguous else product.reshape(part.shape, copy=False)
         call = partial(np.matmul, rows, matrix, by_group(target, groups))
         return [call] if target is part else [call, partial(np.copyto, part, target)]
@@ -298,7 +299,7 @@ def _gradient_by_winograd(
     def add_part(part: Sequence[Block], total: Array) -> Task:
         def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
             transform, *both = algorithm.points_of_both(problem, part[i], x, cotangent, scratch)
-            return [*transform, loops.products(*both, total[:, None], True)]
+            return [*transform, loops.products(*both, total[:, None, None], True)]
 
         shapes = [algorithm.shapes(problem, block) for block in part]
         return one_task(pool.tasks(shapes, x.dtype, calls))

@@ -35,6 +35,8 @@ APART = 16  # values between planes, which would otherwise often map to the same
 class Winograd:
     """F(m x m, 3 x 3), for maps whose sides are multiples of ``m``: 2 or 4; stride 1 or 2."""
 
+    adds_in_one_order = False
+
     def __init__(self, m: int, stride: int = 1, gemm: Gemm | None = None) -> None:
         self.m = m
         self.stride = stride

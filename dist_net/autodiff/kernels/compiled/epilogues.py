@@ -1,19 +1,12 @@
-"""im2row with the step after its product compiled by numba, in one pass.
-
-Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
-for shapes that do not suit vectors. If the number of channels is not a multiple of a vector's
-length, the last vector overlaps the previous one.
-"""
+"""The epilogue of a convolution, of a vector of its result. Needs the extra ``fast``."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numba.types import Tuple, UniTuple
 from numpy.lib.stride_tricks import as_strided
 
-from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.arrays import Array
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
@@ -24,30 +17,14 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     integers,
     larger,
     load,
-    pointer,
     smaller,
     spread,
     store,
     traced,
 )
-from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
-
-
-class CompiledIm2Row(Im2Row):
-    """``Im2Row`` with one pass that computes the epilogue."""
-
-    def _from_product(
-        self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
-    ) -> Sequence[Call]:
-        images, rows, out_channels = block.size
-        if out_channels < LANES:
-            return super()._from_product(problem, block, arrays, product, spare)
-        shape = images, rows, problem.out[2], out_channels
-        return [partial(from_product, flat(product), shape, epilogue_of(problem, block, arrays))]
-
+from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN
 
 Geometry = tuple[int, int, int, int, int, int]
 
@@ -74,7 +51,8 @@ EpilogueNumbers = tuple[np.float32, ...]
 OfBlock = tuple[Flat, Flat, bool, Flat, EpilogueNumbers, Four]
 """The output, the residual and whether there is one, the bias, the numbers, and the place: an
 offset in the output, and the strides of images, rows and pixels, in values."""
-EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 6), integers(4)))
+NUMBERS = UniTuple(REAL, 6)
+EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, NUMBERS, integers(4)))
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> OfBlock:
@@ -103,37 +81,20 @@ EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
 
 
 @traced()
-def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
+def apply_epilogue(
+    value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues, lanes: int = LANES
+) -> None:
     """Write the epilogue of one vector to ``place``."""
     bias, residual, has_residual, numbers = epilogue
-    slope, least, residual_slope, residual_least, low, high = (spread(each) for each in numbers)
+    slope, least, residual_slope, residual_least, low, high = (
+        spread(each, lanes) for each in numbers
+    )
 
     def with_residual(value: Lanes) -> Lanes:
-        total = value + load(residual, place)
+        total = value + load(residual, place, lanes)
         return larger(larger(total, total * residual_slope), residual_least)
 
     value = value + bias
     value = larger(larger(value, value * slope), least)
     value = changed_if(has_residual, with_residual, value)
     store(out, place, smaller(larger(value, low), high))
-
-
-@jit(READ, integers(4), EPILOGUE)
-def from_product(values: Flat, shape: Four, of_block: OfBlock) -> None:
-    """Write the epilogue of ``values``; ``shape`` is (N, rows, columns, O)."""
-    images, rows, columns, channels = shape
-    out, residual, has_residual, bias, numbers, place = of_block
-    start, per_image, per_row, per_pixel = place
-    products, result = pointer(values), pointer(out)
-    shifts, other = pointer(bias), pointer(residual)
-    source = 0
-    for image in range(images):
-        for row in range(rows):
-            target = start + image * per_image + row * per_row
-            for _ in range(columns):
-                for first in range(0, channels, LANES):
-                    c = min(first, channels - LANES)
-                    epilogue = load(shifts, c), other, has_residual, numbers
-                    apply_epilogue(load(products, source + c), result, target + c, epilogue)
-                source += channels
-                target += per_pixel
