@@ -196,8 +196,8 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
     refuses: Refuses, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dist_net.cli.reload.ANSWER_WITHIN_S", 0.2)
-    address = f"tcp://127.0.0.1:{free_port}"
-    says = rf"{address} in 0.2 s.*no server listens"
+    address = f"http://127.0.0.1:{free_port}"
+    says = rf"{address} to a request of 0.2 s.*Connection refused"
     refuses(says, "reload", "net", "--connect", address, exit_code=1)
 
 

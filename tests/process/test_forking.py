@@ -28,7 +28,7 @@ from pathlib import Path
 from dist_net.processes.fork_server import fork_on_orders
 
 def work(arguments):
-    _, _, what, gate = arguments
+    _, _, what, gate, *_ = arguments
     print("READY", os.getppid(), os.getpgid(0), len(os.listdir("/proc/self/fd")), flush=True)
     print("a word", file=sys.stderr)
     if what == "wait":
@@ -204,7 +204,9 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
     async def live() -> list[int]:
         specs = [ProcessSpec("one", "", ("wait", str(logs / "gate")))]
         processes = PoolProcesses(specs, NO_MODELS, logs)
-        supervising = processes.start(lambda each, *_: ended.append(each), is_member, print)
+        supervising = processes.start(
+            lambda _, child: ended.append(child.process_id), is_member, print
+        )
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -259,8 +261,8 @@ def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
         processes = PoolProcesses(specs, NO_MODELS, logs)
         processes.is_begun = True
         supervising = processes.start(
-            lambda process_id, *_: ended.append(process_id),
-            lambda process_id, _: process_id in members,
+            lambda _, child: ended.append(child.process_id),
+            lambda credential: processes._child(credential).process_id in members,
             print,
         )
         async with asyncio.timeout(60):
