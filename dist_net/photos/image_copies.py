@@ -111,7 +111,7 @@ def _turned(image: NDArray[Any], turn: int, axes: tuple[int, int] = (0, 1)) -> N
 
 def coarse_levels(grey: ImageLevels) -> ImageLevels:
     """Return the coarse levels of images, (N, COARSE² + 1), as vectors of length 1."""
-    cells = _shrunk(grey, SIDE // COARSE).reshape(len(grey), -1)
+    cells = np.ascontiguousarray(_shrunk(grey, SIDE // COARSE)).reshape(len(grey), -1, copy=False)
     cells -= cells.mean(1, keepdims=True)
     cells = np.column_stack([cells, np.full(len(cells), PLAIN, np.float32)])
     return np.asarray(cells / np.linalg.norm(cells, axis=1, keepdims=True))
@@ -195,7 +195,7 @@ def _sampled(images: ImageLevels, numbers: Alignments) -> tuple[NDArray[np.bool_
     first = np.floor(cells)
     down, across = np.split(cells - first, 2, 2)
     at = np.arange(count)[:, None] * side * side + (first @ [side, 1]).astype(np.int64)
-    flat = images.reshape(-1, channels)
+    flat = np.ascontiguousarray(images).reshape(-1, channels, copy=False)
     corners = [flat.take(at + step, 0) for step in (0, 1, side, side + 1)]
     upper, lower = (left + across * (right - left) for left, right in (corners[:2], corners[2:]))
     return (np.abs(places) <= 1).all(2), upper + down * (lower - upper)
@@ -224,7 +224,7 @@ def _match(first: Thumbnails, second: Thumbnails, numbers: Alignments) -> NDArra
     is_inside, sampled = _sampled(values, numbers)
     level, gain = sampled[..., 0], numbers[:, 6]
     difference = _unexplained(grey.reshape(level.shape), level, is_inside, numbers)
-    difference = difference.reshape(grey.shape)
+    difference = difference.reshape(grey.shape, copy=False)
     ranges = _range(grey), gain[:, None, None] * _range(level.reshape(grey.shape))
     edges = EDGE_SHARE * np.maximum(*ranges)
     share = (np.abs(difference) / (DIFFERENCE + edges)).reshape(level.shape)

@@ -22,7 +22,7 @@ Start = Callable[..., Any]
 def test_a_pool_does_not(start: Start, tmp_path: Path) -> None:
     code = MarkedCode(tmp_path)
     run = code.run(tmp_path / "run").path
-    serving = start("serve", f"pets={run}", "--workers", "1", "--http", "")
+    serving = start("serve", f"pets={run}", "--workers", "1", "--http", "127.0.0.1:0")
     assert serving.ends() != 0
     assert "evil.p" in serving.stderr
     assert not code.was_run

@@ -111,7 +111,16 @@ def test_a_gateway_outlives_ten_thousand_peers_at_either_port(
     files = f"net={net / 'net.cfg'},weights={net / 'net.weights'},labels={net / 'labels.txt'}"
     anywhere = "tcp://127.0.0.1:0"
     gateway = start(
-        *("serve", files, "--workers", "1", "--http", "", "--log-dir", str(tmp_path / "logs")),
+        *(
+            "serve",
+            files,
+            "--workers",
+            "1",
+            "--http",
+            "127.0.0.1:0",
+            "--log-dir",
+            str(tmp_path / "logs"),
+        ),
         *("--listen", anywhere, "--listen-workers", anywhere),
     )
     workers = gateway.says(r"--connect (tcp://\S+)")[1]

@@ -455,7 +455,7 @@ def encode_response(
             flat[start : start + SLICE_ELEMENTS] for start in range(0, flat.size, SLICE_ELEMENTS)
         )
         if top:
-            rowwise = flat.reshape(rows, flat.size // max(rows, 1))
+            rowwise = flat.reshape(rows, flat.size // max(rows, 1), copy=False)
             slices = _classified(rowwise, top, results[0].labels)
             output |= {"datatype": "BYTES", "shape": [rows, min(top, rowwise.shape[1])]}
         if not is_binary:

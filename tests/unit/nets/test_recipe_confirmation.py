@@ -62,7 +62,7 @@ COMMANDS = [
     ["evaluate", "RUN"],
     ["export", "RUN", "net.onnx"],
     ["replay", "RUN"],
-    ["serve", "counts=RUN", "--workers", "1", "--http", ""],
+    ["serve", "counts=RUN", "--workers", "1", "--http", "127.0.0.1:0"],
     ["train", "--resume", "--run-dir", "RUN"],
 ]
 
