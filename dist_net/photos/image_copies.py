@@ -145,7 +145,7 @@ def _are_copies(first: Thumbnails, second: Thumbnails) -> NDArray[np.bool_]:
     for one, other in (coarse, halves, greys):
         numbers = _aligned(one[left], other[left], numbers)
         is_inside, level = _sampled(other[left, ..., None], numbers)
-        wanted = one[left].reshape(level[..., 0].shape)
+        wanted = one[left].reshape(level[..., 0].shape, copy=False)
         difference = _unexplained(wanted, level[..., 0], is_inside, numbers)
         is_likely = _root_mean_square(difference) < MAX_LEFT * (wanted.std(1) + NOISE)
         is_likely &= is_inside.mean(1) > MIN_OVERLAP
@@ -159,7 +159,7 @@ def _are_copies(first: Thumbnails, second: Thumbnails) -> NDArray[np.bool_]:
 def _aligned(one: ImageLevels, other: ImageLevels, numbers: Alignments) -> Alignments:
     """Return better numbers for grey images, (N, side, side), by Gauss-Newton steps."""
     count, side, _ = one.shape
-    grid, wanted = _grid(side), one.reshape(count, side * side)
+    grid, wanted = _grid(side), one.reshape(count, side * side, copy=False)
     values = np.stack([other, *np.gradient(other, 2 / side, axis=(1, 2))], 3)
     for _ in range(STEPS):
         is_inside, sampled = _sampled(values, numbers)
@@ -190,7 +190,7 @@ def _sampled(images: ImageLevels, numbers: Alignments) -> tuple[NDArray[np.bool_
     ``images`` is (N, side, side, channels); returns (N, cells) and (N, cells, channels).
     """
     count, side, _, channels = images.shape
-    places = _grid(side) @ numbers[:, :6].reshape(count, 2, 3).swapaxes(1, 2)
+    places = _grid(side) @ numbers[:, :6].reshape(count, 2, 3, copy=False).swapaxes(1, 2)
     cells = np.clip((places + 1) * side / 2 - 0.5, 0, side - 1.001)
     first = np.floor(cells)
     down, across = np.split(cells - first, 2, 2)
@@ -223,11 +223,11 @@ def _match(first: Thumbnails, second: Thumbnails, numbers: Alignments) -> NDArra
     values = np.concatenate([other_grey[..., None], other - other_grey[..., None]], 3)
     is_inside, sampled = _sampled(values, numbers)
     level, gain = sampled[..., 0], numbers[:, 6]
-    difference = _unexplained(grey.reshape(level.shape), level, is_inside, numbers)
+    difference = _unexplained(grey.reshape(level.shape, copy=False), level, is_inside, numbers)
     difference = difference.reshape(grey.shape, copy=False)
-    ranges = _range(grey), gain[:, None, None] * _range(level.reshape(grey.shape))
+    ranges = _range(grey), gain[:, None, None] * _range(level.reshape(grey.shape, copy=False))
     edges = EDGE_SHARE * np.maximum(*ranges)
-    share = (np.abs(difference) / (DIFFERENCE + edges)).reshape(level.shape)
+    share = (np.abs(difference) / (DIFFERENCE + edges)).reshape(level.shape, copy=False)
     most = np.quantile(share, MOST_CELLS, axis=1)
     is_unmoved = (np.abs(numbers - UNCHANGED)[:, :6] < UNMOVED).all(1)
     largest = np.where(is_unmoved, UNMOVED_OUTLIER, np.maximum(1, OUTLIER * most))
@@ -235,10 +235,10 @@ def _match(first: Thumbnails, second: Thumbnails, numbers: Alignments) -> NDArra
     blurred = np.abs(_blurred(_blurred(difference)))
     is_alike &= (blurred <= BLURRED_DIFFERENCE + edges).all((1, 2))
     is_alike &= gain > 1 / MAX_GAIN
-    mask = is_inside.reshape(*grey.shape, 1)
+    mask = is_inside.reshape(*grey.shape, 1, copy=False)
     colours = [
-        _shrunk(mask * each, SIDE // COARSE).reshape(len(one), COARSE * COARSE * 3)
-        for each in (one - grey[..., None], sampled[..., 1:].reshape(one.shape))
+        _shrunk(mask * each, SIDE // COARSE).reshape(len(one), COARSE * COARSE * 3, copy=False)
+        for each in (one - grey[..., None], sampled[..., 1:].reshape(one.shape, copy=False))
     ]
     has_colours = _has_colours(*colours) | _has_colours(*colours[::-1])
     return np.asarray(is_alike & has_colours)
