@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,13 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.address.startswith(("http:", "https:")):
         return _show(arguments, None)
-    given = arguments.keys or announced_keys(arguments.address)
-    keys = load_peer_keys(given, CLIENT) if given else None
-    try:
+    with keys_for(arguments, CLIENT, "status") as keys:
         return _show(arguments, keys)
+
+
+@contextmanager
+def keys_for(arguments: argparse.Namespace, role: str, *words: str) -> Iterator[PeerKeys | None]:
+    """Yield the keys of a command with these words; add the remedy to an error without access."""
+    given = arguments.keys or announced_keys(arguments.address)
+    try:
+        yield load_peer_keys(given, role) if given else None
     except (AccessRefusedError, InsecureAddressError) as error:
         keys_of_run = Path("RUN_DIRECTORY", "keys", OPERATOR)
-        command = command_line("status", arguments.address, "--keys", keys_of_run)
+        command = command_line(*words, arguments.address, "--keys", keys_of_run)
         error.add_note(f"as the user and on the host of the run: {command}")
         raise
 

@@ -21,6 +21,7 @@ from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.handshakes import SETTLED_S, Contact
 from dist_net.wire.messages import (
+    ForgetMember,
     Message,
     RecipeOffer,
     RecipeRequest,
@@ -77,6 +78,10 @@ class Observer(AbstractContextManager["Observer"]):
     def shut_down(self, reason: str) -> dict[str, Any]:
         """End the run with a checkpoint and return the last report."""
         return self._report(Shutdown(reason))
+
+    def forget(self, name: str) -> dict[str, Any]:
+        """Have a server count a voter as ended; return its report. Raise ProtocolError."""
+        return self._report(ForgetMember(name))
 
     def snapshot(self, *reader: int) -> Snapshot:
         return self._request(SnapshotRequest(*reader), Snapshot)

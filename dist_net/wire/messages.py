@@ -19,6 +19,7 @@ Every request has exactly one reply:
     StatusRequest   ──────────────▶   StatusReport
     SnapshotRequest ──────────────▶   Snapshot
     Shutdown        ──────────────▶   StatusReport
+    ForgetMember    ──────────────▶   StatusReport | Refuse
 
     host with a token
     Enroll          ──────────────▶   Enrolled | Refuse
@@ -87,6 +88,7 @@ class Join(NamedTuple):
     ``recipe_digest`` must equal the server's. With ``shares_memory``, the worker can map a segment
     of a server on its host; otherwise arrays travel as frames. ``parts`` is the number of processes
     that take its local steps: the worker stands for all of them, with one exchange for each lease.
+    ``public_key`` (Z85) is its key, which the server's socket fills in; "" if it needs none.
     """
 
     name: Name
@@ -97,6 +99,7 @@ class Join(NamedTuple):
     request_id: int = 0
     equipment: Equipment = UNKNOWN_EQUIPMENT
     parts: Parts = 1
+    public_key: Name = ""
 
 
 class StepSettings(NamedTuple):
@@ -258,6 +261,12 @@ class Shutdown(NamedTuple):
     reason: Reason
 
 
+class ForgetMember(NamedTuple):
+    """An operator states that a voter, by its name or public key, has ended for good."""
+
+    name: Name
+
+
 class Enroll(NamedTuple):
     """The holder of a token asks to admit its own public key (Z85) for a role, as ``name``."""
 
@@ -292,13 +301,13 @@ class RecipeOffer(NamedTuple):
 class Follow(NamedTuple):
     """A standby requests what it lacks of a run, several times a second.
 
-    ``address`` is where it would be the server, "" if it only copies; ``public_key`` (Z85) is its
-    key, which the server's socket fills in. It has ``journal_bytes`` of the journal of ``term``,
-    and the whole state of ``version`` in ``copied_term`` (0: none yet), after ``samples`` applied
-    samples. It requests ``part_bytes`` of ``state_version`` from ``state_bytes`` on, or from 0 on
-    of the newest version. If ``part_bytes`` is 0, it requests the journal, and ``state_bytes`` have
-    arrived. ``sent_s`` and ``heard_s``: see ``Heartbeat``. If it ``leaves``, the run no longer
-    counts on it; if it ``serves``, it has begun ``term`` itself.
+    ``address`` is where it would be the server, "" if it only copies; ``public_key``: see ``Join``.
+    It has ``journal_bytes`` of the journal of ``term``, and the whole state of ``version`` in
+    ``copied_term`` (0: none yet), after ``samples`` applied samples. It requests ``part_bytes`` of
+    ``state_version`` from ``state_bytes`` on, or from 0 on of the newest version. If ``part_bytes``
+    is 0, it requests the journal, and ``state_bytes`` have arrived. ``sent_s`` and ``heard_s``: see
+    ``Heartbeat``. It has stored the list of voters with the fingerprint ``voters``. If it
+    ``leaves``, the run no longer counts on it; if it ``serves``, it has begun ``term`` itself.
     """
 
     host: HostName
@@ -313,6 +322,7 @@ class Follow(NamedTuple):
     state_bytes: int
     sent_s: float
     heard_s: float
+    voters: Name = ""
     leaves: bool = False
     serves: bool = False
     public_key: Name = ""
@@ -343,7 +353,9 @@ class Followed(NamedTuple):
 
 WorkerMessage = Join | Pull | Push | Heartbeat | Leave
 ServerMessage = Welcome | Refuse | Work | Alive | Stop
-ObserverMessage = StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown
+ObserverMessage = (
+    StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown | ForgetMember
+)
 HostMessage = Enroll | Enrolled | RecipeRequest | RecipeOffer
 StandbyMessage = Follow | Followed
 Message = (

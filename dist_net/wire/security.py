@@ -41,6 +41,7 @@ from dist_net.errors import KeyFileError
 from dist_net.wire.messages import (
     Enroll,
     Follow,
+    ForgetMember,
     Message,
     RecipeRequest,
     Shutdown,
@@ -61,7 +62,7 @@ _OF_CLIENTS = _OF_ALL | {SnapshotRequest}
 MAY_SEND: dict[str, set[type[Message]]] = {
     WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
     CLIENT: _OF_CLIENTS,
-    OPERATOR: _OF_CLIENTS | {Shutdown},
+    OPERATOR: _OF_CLIENTS | {Shutdown, ForgetMember},
     STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow, SnapshotRequest},
     TOKEN: {Enroll},
 }

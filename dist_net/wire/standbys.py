@@ -28,6 +28,14 @@ class Standby(NamedTuple):
     address: str
     public_key: str = ""
 
+    @property
+    def name(self) -> str:
+        """What distinguishes it from others; a restarted one may have another address."""
+        return self.public_key or self.address
+
+
+NOWHERE = Standby("")
+
 
 def term_number(term: int) -> int:
     """Return the number of a term's host in a run: 1 for the first, one more for each takeover."""

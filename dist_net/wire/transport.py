@@ -32,7 +32,7 @@ from dist_net.wire.connections import Connections
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
 from dist_net.wire.handshakes import FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.invitation import enroll
-from dist_net.wire.messages import Enroll, Message, Refuse
+from dist_net.wire.messages import Enroll, Follow, Join, Message, Refuse
 from dist_net.wire.security import (
     CURVE_OVERHEAD_BYTES,
     STANDBY,
@@ -267,6 +267,8 @@ class ServerSocket(FramedSocket):
             logger.warning("role_refused node=%s reason=%s", node.hex(), refusal)
             self.send(node, Refuse(refusal, may_rejoin=False))
             return None
+        if isinstance(message, Join | Follow):
+            message = message._replace(public_key=key)
         if isinstance(message, Enroll):
             answer: Message = Refuse("this server uses no keys and serves only its own host", False)
             if allow_list is not None:
@@ -340,10 +342,6 @@ class ServerSocket(FramedSocket):
         connection = self._connections.find(number)
         sent_bytes = 0 if connection is None else connection.sent_bytes
         return sent_bytes > self._connections.read_bytes(number)
-
-    def key_of(self, node: bytes) -> str:
-        """Return a node's public key (Z85); "" if it needs none, or is gone."""
-        return self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))[0]
 
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Log the current exception, which this message caused, and refuse the message.

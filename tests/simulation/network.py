@@ -21,6 +21,7 @@ from dist_net.wire.messages import (
     Follow,
     Followed,
     Heartbeat,
+    Join,
     Message,
     Push,
     Refuse,
@@ -172,22 +173,30 @@ class VirtualNetwork:
         for send in held:
             send()
 
-    def listen(self, host: str) -> "VirtualServerSocket":
+    def listen(self, host: str, key: str = "") -> "VirtualServerSocket":
         """Return the socket of a server on this host, and connect the clients that wait for it."""
-        server = self._servers[host] = VirtualServerSocket(self, host)
+        server = self._servers[host] = VirtualServerSocket(self, host, key)
         for client in self._clients:
             if client.server_host == host:
                 client.connect()
         return server
 
     def connect(
-        self, host: str, server_host: str, owner: str = "", role: str = ""
+        self,
+        host: str,
+        server_host: str,
+        owner: str = "",
+        role: str = "",
+        key: str = "",
+        server_key: str = "",
     ) -> "VirtualClientSocket":
         """Return a client's socket; it connects as soon as a server listens.
 
-        ``owner`` is its name in the trace, by default the host; ``role`` is its key's, "" without.
+        ``owner`` is its name in the trace, by default the host; ``role`` is its ``key``'s, ""
+        without. It connects to a server with ``server_key`` only; "": with any.
         """
-        client = VirtualClientSocket(self, host, server_host, owner or host, role)
+        names = host, server_host, owner or host, role, key, server_key
+        client = VirtualClientSocket(self, *names)
         self._clients.append(client)
         client.connect()
         return client
@@ -319,9 +328,10 @@ class VirtualSocket:
 class VirtualServerSocket(VirtualSocket):
     """A server's end, like `dist_net.wire.transport.ServerSocket`, but it never waits."""
 
-    def __init__(self, network: VirtualNetwork, host: str) -> None:
+    def __init__(self, network: VirtualNetwork, host: str, key: str) -> None:
         super().__init__(network)
         self.host = host
+        self.key = key
         self.on_send: Callable[[Message], None] = lambda _: None
         self._arrived: deque[tuple[bytes, Message]] = deque()
         self._clients: dict[bytes, VirtualClientSocket] = {}
@@ -360,9 +370,6 @@ class VirtualServerSocket(VirtualSocket):
         self.send(node, message)
         return True
 
-    def key_of(self, node: bytes) -> str:
-        return ""
-
     def has_unread(self, node: bytes) -> bool:
         """Return whether states are on their way to a node, at random."""
         return bool(self.network.schedule.random.random() < 0.2)
@@ -391,12 +398,21 @@ class VirtualClientSocket(VirtualSocket):
     """A client's end, like `dist_net.wire.transport.ClientSocket`, but it never waits."""
 
     def __init__(
-        self, network: VirtualNetwork, host: str, server_host: str, owner: str, role: str
+        self,
+        network: VirtualNetwork,
+        host: str,
+        server_host: str,
+        owner: str,
+        role: str,
+        key: str,
+        server_key: str,
     ) -> None:
         super().__init__(network)
         self.host = host
         self.owner = owner
         self._roles = frozenset({role} if role else ())
+        self._key = key
+        self._server_key = server_key
         self.server_host = server_host
         self._arrived: deque[Message] = deque()
         self._unsent: deque[Message] = deque()
@@ -416,12 +432,14 @@ class VirtualClientSocket(VirtualSocket):
     def connect(self) -> None:
         """Connect, if a server listens, and send the waiting messages."""
         server = self.network.server_at(self.server_host)
-        if server is None:
+        if server is None or self._server_key not in ("", server.key):
             return
         node = b"node %d" % next(self.network.node_numbers)
         schedule, own, theirs = self.network.schedule, self.host, server.host
 
         def arrive(message: Message) -> None:
+            if isinstance(message, Join | Follow):
+                message = message._replace(public_key=self._key)
             refusal = role_refusal(self._roles, type(message)) if self._roles else None
             if refusal is None:
                 server.arrive(node, message)

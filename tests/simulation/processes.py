@@ -167,10 +167,12 @@ class VirtualHeartbeats:
 class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
-    ``server`` is the first host where it looks for its server. ``memory``: the shared memory of
-    this host; None: the worker is on ``host``, by default alone. ``seconds_of_step``
-    returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``. With
-    ``holds_lock``, no other thread runs during a local step, and so no heartbeat is sent.
+    ``server`` is the first host where it looks for its server. ``key`` is that of its connections
+    to other hosts; it claims to be on the host ``label``, by default its own. ``memory``: the
+    shared memory of this host; None: the worker is on ``host``, by default alone.
+    ``seconds_of_step`` returns the duration of each local step; ``local_of`` and ``parts``: see
+    ``WorkerLoop``. With ``holds_lock``, no other thread runs during a local step, and so no
+    heartbeat is sent.
     """
 
     def __init__(
@@ -187,12 +189,15 @@ class WorkerProcess(VirtualProcess):
         host: str = "",
         clock: HostClock | None = None,
         server: str = SERVER,
+        key: str = "",
+        label: str = "",
     ) -> None:
         own_host = server if memory is not None else host or name
         super().__init__(name, own_host, process_id, network.schedule, clock)
         self.leaves = False
         self.seen_term = 0
         self.server = self._given = server
+        self.key = key
         self._network = network
         self._memory = memory
         self._seconds_of_step = seconds_of_step
@@ -207,7 +212,7 @@ class WorkerProcess(VirtualProcess):
         timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
         self.loop = WorkerLoop(
             *(local_of, server, name, digest, size),
-            equipment=Equipment(own_host),
+            equipment=Equipment(label or own_host),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
             parts=parts,
@@ -239,13 +244,16 @@ class WorkerProcess(VirtualProcess):
 
     def connect(self, standby: Standby | None = None) -> VirtualClientSocket:
         self.server = self._given if standby is None else host_in(standby.address)
+        self._server_key = "" if standby is None else standby.public_key
         socket = self._socket = self._connect()
         socket.on_arrival = lambda: self.do(self._look)
         return socket
 
     def _connect(self) -> VirtualClientSocket:
         self._sockets = [each for each in self._sockets if not each.is_closed]
-        self._sockets.append(self._network.connect(self.host, self.server, self.name, WORKER))
+        key = "" if self.server == self.host else self.key  # a Unix socket needs none
+        names = self.host, self.server, self.name, WORKER, key, self._server_key
+        self._sockets.append(self._network.connect(*names))
         return self._sockets[-1]
 
     def start_heartbeats(
@@ -362,8 +370,8 @@ class LoopProcess(VirtualProcess):
     def _turned(self, loop: ServerLoop) -> None:
         """Check the server's loop after each of its turns."""
 
-    def _listen(self) -> VirtualServerSocket:
-        socket = self._socket = self._network.listen(self.host)
+    def _listen(self, key: str = "") -> VirtualServerSocket:
+        socket = self._socket = self._network.listen(self.host, key)
         socket.on_arrival = lambda: self.do(self._look)
         return socket
 

@@ -1,6 +1,6 @@
 """The invariants of a run with standbys, checked at every event."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from dist_net.errors import BadInputError
 from dist_net.training.server.journal import JournalFile, read_journal, read_tail
 from dist_net.training.server.journal_records import Applied, run_identity
 from dist_net.training.server.loop import ServerLoop
-from dist_net.training.server.members import Member
+from dist_net.training.server.members import NO_WORKER, Member, VoterId
 from dist_net.training.server.settings import CONTINUES, RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
@@ -21,20 +21,15 @@ from simulation.processes import LoopProcess, WorkerProcess
 
 
 class StandbyChecks:
-    """Checks all histories of a run, one for each term, and how they follow each other.
+    """Checks all histories of a run, one for each term, and how they follow each other."""
 
-    ``terms_on_hosts`` returns the terms of the processes on each host.
-    """
-
-    def __init__(
-        self, settings: RunSettings, terms_on_hosts: Callable[[], Iterable[set[int]]]
-    ) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
-        self._terms_on_hosts = terms_on_hosts
         self._histories: dict[int, RunChecks] = {}
         self._claimed: dict[VirtualDisk, int] = {}
         self._last: tuple[int, LoopProcess] | None = None
         self.workers: dict[str, WorkerProcess] = {}
+        self.former_seats: set[VoterId] = set()  # of workers that were started again
         self.progress_s = 0.0  # when something was last applied
 
     def begin(
@@ -97,20 +92,20 @@ class StandbyChecks:
                 is_newest = seen <= term
                 require(is_newest, f"{worker.name} has seen {seen:x}, and is applied in {term:x}")
         last_term, last = self._last or (term, server)
-        servers = server.loop, last.loop
-        known = [each._server.standbys for each in servers if each is not None]
-        rules = [({*each.hosts}, each.remembered.first) for each in known]
-        differ = rules[0] != rules[-1]  # hosts joined, or were forgotten, in a partition
         is_back = term < last_term and last.is_alive
-        if is_back and not differ and not self._may_be_two(term, last_term):
+        if is_back and self._settings.minority != CONTINUES:
             both = f"the {server.name} applies in {term:x}, after the {last.name} in {last_term:x}"
             raise InvariantBrokenError(both)
         self._last = term, server
-
-    def _may_be_two(self, term: int, other: int) -> bool:
-        """Return whether two servers may apply results: a host has joined both."""
-        is_split = any({term, other} <= terms for terms in self._terms_on_hosts())
-        return is_split or self._settings.minority == CONTINUES
+        assert server.loop is not None
+        seats = {(each.key, each.loop._identity) for each in self.workers.values()}
+        for voters in server.loop._server.standbys.remembered.voters:
+            strangers = (
+                {each.voter_id for each in voters if each.identity != NO_WORKER}
+                - seats
+                - self.former_seats
+            )
+            require(not strangers, f"{strangers} have votes in the run of the {server.name}")
 
     def turned(self, loop: ServerLoop, process_id: int) -> bool:
         """Check a server after each of its turns; return whether it has applied every sample."""

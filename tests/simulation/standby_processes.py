@@ -21,6 +21,7 @@ from dist_net.training.server.loop import (
     new_run,
     opened_journal,
 )
+from dist_net.training.server.members import NO_WORKER, VoterId
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standby_copy import RunCopy
@@ -39,7 +40,7 @@ from simulation.schedule import HostClock
 from simulation.standby_checks import StandbyChecks
 
 STANDBYS = Path("run/standbys")
-RIVAL_S = 1.0
+RIVAL_S, FOUND_S = 1.0, 5.0
 DISPLAYED_S, ASKED_AGAIN_S = 0.3, 2.0
 """The time in which the display of a host notices that the run is finished."""
 
@@ -52,10 +53,15 @@ class VirtualHost:
     disk: VirtualDisk
     memory: VirtualMemory
     clock: HostClock
+    key: str
 
     @property
     def address(self) -> str:
         return f"tcp://{self.name}:1"
+
+    @property
+    def place(self) -> Standby:
+        return Standby(self.address, self.key)
 
 
 def newest_state(disk: VirtualDisk) -> tuple[int, int]:
@@ -95,7 +101,7 @@ class RunProcess(LoopProcess):
         self._is_over = False
         self.begun_s = 0.0
         self._heard_s = self._began_s = -math.inf
-        self._visits_s: dict[str, float] = {}
+        self._visits_s: dict[VoterId, float] = {}
         self.standby: StandbyLoop | None = None
         self.copy: RunCopy | None = None
 
@@ -104,7 +110,7 @@ class RunProcess(LoopProcess):
         return self.is_alive and self.loop is not None
 
     def _start(self) -> None:
-        socket, writer, disk = self._listen(), VirtualWriter(self), self._at.disk
+        socket, writer, disk = self._listen(self._at.key), VirtualWriter(self), self._at.disk
         known = NOTHING
         if disk.exists(STANDBYS):
             known = Remembered.from_json(disk.read(STANDBYS))
@@ -117,7 +123,7 @@ class RunProcess(LoopProcess):
         self.copy = RunCopy(self._settings, CHECKPOINT, JOURNAL, disk)
         self.standby = StandbyLoop(
             *(self._reach, Standby(f"tcp://{self.follows}:1"), socket, self.copy),
-            *(self.host, self._at.address),
+            *(self.host, self._at.place),
             self._settings.takeover_after_s,
             self._opened,
             self._takes,
@@ -127,23 +133,30 @@ class RunProcess(LoopProcess):
         )
         self._drive(self.standby.turns(writer))
 
+    @property
+    def finds_server(self) -> bool:
+        """Whether this standby has heard a server lately."""
+        return self._heard_s > self.clock.now() - FOUND_S
+
     def _reach(self, place: Standby) -> VirtualClientSocket:
-        socket = self._network.connect(self.host, host_in(place.address), self.name, STANDBY)
+        key, server_key = self._at.key, place.public_key
+        names = self.host, host_in(place.address), self.name, STANDBY, key, server_key
+        socket = self._network.connect(*names)
         socket.on_message = self._hears
         return socket
 
     def _hears(self, message: Message) -> None:
-        known = 0 if self.copy is None else self.copy.term
+        known = 0 if self.standby is None else self.standby._others.term
         if isinstance(message, Followed) and message.term >= known:
             self._heard_s = max(self._heard_s, message.sent_s)
 
     def _resume(self, received: Received) -> None:
         match received and received[1]:
-            case Join(equipment=equipment):
-                self._visits_s[equipment.host] = self.clock.now()
-            case Follow(host=host, sent_s=sent_s, heard_s=heard_s):
+            case Join(identity=identity, public_key=key):
+                self._visits_s[key, identity] = self.clock.now()
+            case Follow(public_key=key, sent_s=sent_s, heard_s=heard_s):
                 if sent_s - heard_s >= self._settings.takeover_after_s:
-                    self._visits_s[host] = self.clock.now()
+                    self._visits_s[key, NO_WORKER] = self.clock.now()
         super()._resume(received)
 
     def _remembers(self, known: Remembered) -> None:
@@ -184,8 +197,8 @@ class RunProcess(LoopProcess):
                 *(run, self._socket, files, journal, self.clock, disk, self._share),
                 ownership=ownership,
                 host=self.host,
+                own=self._at.place,
                 remembered=remembered,
-                address=self._at.address,
                 connect=self._reach,
             )
             yield self.loop
@@ -213,17 +226,19 @@ class RunProcess(LoopProcess):
             require(not (is_there and is_newer), f"{rival.host} has a newer state than {self.host}")
 
     def _require_majority(self) -> None:
-        """Check that a standby has been visited by most hosts of the run since it heard it."""
+        """Check that most voters of the run have visited a standby since it heard the server."""
         if self.standby is None:
             return
         state = self.standby._succession
         since_s = max(self._heard_s, self.clock.now() - succession.VISIT_S)
-        visits = {host for host, visited_s in self._visits_s.items() if visited_s > since_s}
-        hosts = {self.host, *state.others.hosts}
-        reached = hosts & {self.host, *visits}
-        has_half = 2 * len(reached) == len(hosts) and state.others.first in reached
-        is_most = 2 * len(reached) > len(hosts) or has_half
-        require(is_most, f"{self.host} takes over with {reached} of {hosts}")
+        reached = {voter for voter, visited_s in self._visits_s.items() if visited_s > since_s}
+        reached.add((self._at.key, NO_WORKER))
+        require(state.others.voters != (), f"{self.host} takes over without a list of voters")
+        for voters in state.others.voters:
+            votes = sum(each.votes for each in voters if each.voter_id in reached)
+            rest = sum(each.votes for each in voters) - votes
+            is_most = votes > rest or (votes == rest and voters[0].voter_id in reached)
+            require(is_most, f"{self.host} takes over with {reached} of {voters}")
 
     def _share(self, vectors: int, size: int) -> VirtualSegment:
         try:

@@ -29,15 +29,18 @@ from dist_net.training.server import (
 )
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.loop import ServerLoop
+from dist_net.training.server.members import NO_WORKER
 from dist_net.training.server.settings import MINORITY, WAITS, RunSettings
 from dist_net.training.worker.cycle import Phase
-from dist_net.wire.messages import Follow
-from dist_net.wire.security import WORKER
+from dist_net.wire.messages import Follow, ForgetMember
+from dist_net.wire.security import OPERATOR, WORKER
+from dist_net.wire.standbys import KEY_LENGTH
 from simulation.counting import MOMENTA, counting_layout, counting_steps
 from simulation.disk import VirtualDisk
 from simulation.failures import SimulationFailedError, require
 from simulation.followers import VirtualPool
 from simulation.invariants import CHECKPOINT
+from simulation.liars import Liar
 from simulation.memory import VirtualMemory
 from simulation.network import NO_FAULTS, Cut, Link, NetworkFaults, VirtualNetwork
 from simulation.processes import ServerOptions, VirtualProcess, WorkerProcess
@@ -51,7 +54,7 @@ Process = TypeVar("Process", bound=VirtualProcess)
 FIRST = "10.0.0.1"
 """The host of the first server."""
 
-MAX_STANDBYS, MAX_OTHERS = 3, 2
+MAX_STANDBYS, MAX_OTHERS, MAX_LIARS = 3, 2, 2
 CLOCKS_DIFFER = 0.05
 """How much faster or slower than others a clock may be."""
 
@@ -84,8 +87,9 @@ COPIED_AFTER_S = 12.0
 """When a standby that follows a server has a copy, once nothing goes wrong any more."""
 
 RESCUE_AFTER_S = 15.0
-"""When a user resumes a run from the newest copy, because no standby can take over, or starts
-workers again that do not find the server."""
+"""When a user resumes a run from the newest copy, because no standby can take over, forgets hosts
+that are lost, or starts workers again that do not find the server. A standby that does not find it
+is started again after ``COPIED_AFTER_S``."""
 
 FAULTS: dict[str, float] = {
     "kill_process": 5.0,
@@ -136,8 +140,8 @@ class StandbyRun:
             checkpoint_every_s=float(random.uniform(0.5, 3.0)),
         )
         self.network = VirtualNetwork(self.schedule, self._network_faults())
-        self.checks = StandbyChecks(self.settings, self._terms_on_hosts)
-        self._process_ids = count(1)
+        self.checks = StandbyChecks(self.settings)
+        self._process_ids, self._key_numbers = count(1), count(1)
         self._budgets: defaultdict[str, RestartBudget] = defaultdict(
             lambda: RestartBudget(math.inf)
         )
@@ -149,10 +153,14 @@ class StandbyRun:
         self.hosts: dict[str, VirtualHost] = {}
         self._down: set[str] = set()
         self.processes: dict[str, RunProcess] = {}
+        self._copied_key = "copied".ljust(KEY_LENGTH, ".") if random.random() < 0.3 else ""
+        self._label = "pod" if random.random() < 0.2 else ""
         standby_count = int(random.integers(1, MAX_STANDBYS + 1))
         for number in range(1 + standby_count + int(random.integers(MAX_OTHERS + 1))):
             self._add_host(f"10.0.0.{number + 1}", is_for_run=number <= standby_count)
         self._add_pool()
+        for number in range(int(random.integers(MAX_LIARS + 1))):
+            self._add_liar(number)
         for fault, seconds_apart in FAULTS.items():
             self.schedule.repeat(seconds_apart, self.faults_until_s, getattr(self, f"_{fault}"))
         self.schedule.at(self.faults_until_s, self._end_faults)
@@ -169,7 +177,8 @@ class StandbyRun:
         random = self.random
         rate = 1 + float(random.uniform(-CLOCKS_DIFFER, CLOCKS_DIFFER))
         clock = HostClock(self.schedule, float(random.uniform(0, 1e6)), rate)
-        self.hosts[name] = VirtualHost(name, VirtualDisk(random), VirtualMemory(), clock)
+        key = (not is_for_run and self._copied_key) or self._new_key(name)
+        self.hosts[name] = VirtualHost(name, VirtualDisk(random), VirtualMemory(), clock, key)
         latency_s = float(random.choice([1e-4, 1e-2, 0.03]))
         self.network.set_link(name, Link(latency_s, float(random.choice([math.inf, 1e6, 1e5]))))
         is_first = len(self.hosts) == 1
@@ -186,19 +195,15 @@ class StandbyRun:
         facts = self.settings.vector_size, self.network, self.checks.is_of_run
         VirtualPool(host, address, *facts, lambda: self._is_done)
 
-    def _terms_on_hosts(self) -> list[set[int]]:
-        """Return the terms of the servers that the processes on each host have joined last.
+    def _add_liar(self, number: int) -> None:
+        """Add a peer with a key of its own, or with the one that hosts have copies of."""
+        hosts = list(self.hosts)
+        host = hosts[int(self.random.integers(len(hosts)))]
+        key = (number % 2 and self._copied_key) or self._new_key(f"liar-{number}")
+        Liar(host, key, hosts, self.network, self.settings, lambda: self._is_done)
 
-        Also those of ended workers: promises outlive them.
-        """
-        terms: defaultdict[str, set[int]] = defaultdict(set)
-        for worker in self.checks.workers.values():
-            terms[worker.host].add(worker.loop._state._term)
-        for process in self.processes.values():
-            if process.is_alive:
-                followed = process.copy.term if process.copy else 0
-                terms[process.host].add(process.loop.term if process.loop else followed)
-        return list(terms.values())
+    def _new_key(self, owner: str) -> str:
+        return f"{owner}#{next(self._key_numbers)}".ljust(KEY_LENGTH, ".")
 
     # Processes, their supervisors, and users.
 
@@ -222,6 +227,9 @@ class StandbyRun:
             self.checks.check_directory(host.disk)
             host.disk = VirtualDisk(self.random)  # another directory
             follows = self._served_by(process)
+            for worker in self.checks.workers.values():
+                if worker.host == process.host:
+                    worker.kill()
         elif isinstance(error, InterruptedRunError) and "leave" in str(error):
             follows = self._served_by(process)
         else:
@@ -252,6 +260,8 @@ class StandbyRun:
         known = self.checks.workers.get(name)
         if known is not None and known.is_alive:
             return
+        if server == host and not self.processes[host].serves:  # it is started with a standby
+            server = self.processes[host].follows or server
         if host in self._down:
             self.schedule.after(1.0, self._start_worker, name, host, server, usual_s)
             return
@@ -260,6 +270,8 @@ class StandbyRun:
         def seconds_of_step() -> float:
             return usual_s * (10.0 if random.random() < 0.03 else 0.5 + random.random())
 
+        if known is not None:
+            self.checks.former_seats.add((known.key, known.loop._identity))
         worker = self.checks.workers[name] = WorkerProcess(
             *(name, next(self._process_ids), self.network),
             own.memory if host == server else None,
@@ -269,6 +281,8 @@ class StandbyRun:
             host=host,
             clock=own.clock,
             server=server,
+            key=own.key,
+            label=self._label,
         )
 
         def ended(error: DistNetError | None) -> None:
@@ -399,6 +413,7 @@ class StandbyRun:
         if host is not None and copies:
             self._take_down(host, "is lost")
             self.hosts[host].disk = VirtualDisk(self.random)
+            self.hosts[host].key = self._new_key(host)  # by another token
 
     def _fill_disk(self) -> None:
         if (host := self._some_host()) is not None:
@@ -416,7 +431,7 @@ class StandbyRun:
             self.schedule.note(host, "claims to serve the run, at %s", target)
             address, term = self.hosts[host].address, 1 << 62
             now = self.hosts[host].clock.now()
-            claims = self.network.connect(host, target, f"impostor on {host}", WORKER)
+            claims = self.network.connect(host, target, f"impostor on {host}", WORKER, "impostor")
             for serves in (False, True):
                 has = term, 0, term, 1, 1, 0, 0, 0
                 claims.send(Follow(host, address, *has, now, 0.0, serves=serves))
@@ -468,14 +483,20 @@ class StandbyRun:
         met_s = now - MEETING_S
         met = [each for each in serving if max(each.begun_s, calm_since_s) < met_s]
         require(len(met) < 2, f"servers remain: {[each.name for each in met]}")
-        for each in self.processes.values():
+        for each in list(self.processes.values()):
             begun_s = max((server.begun_s for server in serving), default=0.0)
             follows_s = now - max(calm_since_s, each.started_s, begun_s)
-            if each.is_alive and each.copy is not None and terms == [each.copy.term]:
-                is_late = follows_s > COPIED_AFTER_S and each.copy.copied_term != each.copy.term
-                require(not is_late, f"the {each.name} has no copy after {follows_s:.1f} s")
+            copy = each.copy
+            if not each.is_alive or copy is None or len(serving) > 1 or follows_s < COPIED_AFTER_S:
+                continue
+            is_old = terms == [copy.term] and copy.copied_term != copy.term
+            if serving and (is_old or not copy.is_whole):
+                is_lost = not each.finds_server and self._looks_elsewhere(each, serving[0])
+                require(is_lost, f"the {each.name} has no copy after {follows_s:.1f} s")
+                self._start_lost_standby(each, serving[0])
         if self._is_calm and stalled_s > RESCUE_AFTER_S:
             if serving:
+                self._forget_ended(serving[-1])
                 self._start_lost_workers(serving[-1].host)
             else:
                 self._rescue()
@@ -494,6 +515,36 @@ class StandbyRun:
             if each.is_alive and each.copy is not None and each.copy.term == server.term:
                 has_last = each.copy.version == server.version
                 require(has_last or not is_settled, f"the {each.name} lacks the last version")
+
+    def _looks_elsewhere(self, standby: RunProcess, server: RunProcess) -> bool:
+        """Return whether a standby knows another address, or the term of a server that is lost."""
+        assert standby.standby is not None
+        assert server.loop is not None
+        return standby.follows != server.host or standby.standby._others.term > server.loop.term
+
+    def _start_lost_standby(self, standby: RunProcess, server: RunProcess) -> None:
+        """Start a standby again, with the address of a server, without a copy of a later term."""
+        self.happened["lost standbys"] += 1
+        assert standby.standby is not None
+        assert server.loop is not None
+        if standby.standby._others.term > server.loop.term:
+            self.hosts[standby.host].disk = VirtualDisk(self.random)
+            self.hosts[standby.host].key = self._new_key(standby.host)
+        standby.kill()
+
+    def _forget_ended(self, server: RunProcess) -> None:
+        """Forget, as an operator, voters that are lost with their hosts, or were killed."""
+        assert server.loop is not None
+        alive = {(each.key, NO_WORKER) for each in self.hosts.values()}
+        workers = [each for each in self.checks.workers.values() if each.is_alive]
+        alive |= {(each.key, each.loop._identity) for each in workers}
+        lists = server.loop._server.standbys.remembered.voters
+        ended = {voter for each in lists for voter in each if voter.voter_id not in alive}
+        operator = self.network.connect(server.host, server.host, "operator", OPERATOR, "operator")
+        for voter in sorted(ended):
+            self.happened["forgotten"] += 1
+            operator.send(ForgetMember(voter.public_key))
+        self.schedule.after(1.0, operator.close)
 
     def _start_lost_workers(self, server: str) -> None:
         """Start workers again with the server's address, where others do not lead them to it."""

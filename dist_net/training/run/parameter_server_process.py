@@ -88,12 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
         ports = [each.rpartition(":")[2] for each in listening.contact_addresses]
         own_host = bracketed(host or socket.gethostname())
         address = f"tcp://{own_host}:{ports[-1]}" if ports else ""
+        own = Standby(address, "" if keys is None else keys.public.decode())
 
         def connect(place: Standby) -> ClientSocket:
             access = access_with(follow_keys or keys, place)
             return ClientSocket(*access, MAX_MANIFEST_BYTES, hang_ups_s=float("inf"))
 
-        opened = partial(opened_run, arguments, directory, listening, address, connect)
+        opened = partial(opened_run, arguments, directory, listening, own, connect)
         if not is_standby:
             with opened(others) as loop:
                 stop_on_signals(
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             listening,
             RunCopy(settings, directory.checkpoint, directory.journal),
             socket.gethostname(),
-            address,
+            own,
             options.takeover_after_s,
             opened,
             takes,
@@ -145,7 +146,7 @@ def opened_run(
     arguments: argparse.Namespace,
     directory: RunDirectory,
     listening: ServerSocket,
-    address: str,
+    own: Standby,
     connect: Connect,
     remembered: Remembered,
     after: int | None = None,
@@ -195,10 +196,10 @@ def opened_run(
             options.to_json(),
         ),
         host=socket.gethostname(),
+        own=own,
         remembered=remembered,
         more_facts=more_facts,
         may_follow=listening.may_follow,
-        address=address,
         connect=connect,
     ) as loop:
         yield loop

@@ -72,7 +72,7 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.standbys import Standby
+from dist_net.wire.standbys import NOWHERE, Standby
 from dist_net.wire.transport import ClientSocket, ServerConnection, ServerSocket
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,6 @@ class WorkersSocket(Protocol):
     def receive(self, timeout_s: float) -> Received: ...
     def send(self, node: bytes, message: Message) -> object: ...
     def send_one(self, node: bytes, message: Message) -> bool: ...
-    def key_of(self, node: bytes) -> str: ...
     def has_unread(self, node: bytes) -> bool: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
@@ -275,10 +274,10 @@ class ServerLoop:
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
     each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
-    of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
+    of this host shares with the server. ``host``, ``own`` and ``remembered``: see ``Standbys``;
     ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
     the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
-    ``connect`` reaches other servers of the run, to which this one, at ``address``, shows its term.
+    ``connect`` reaches other servers of the run, to which this one shows its term.
     """
 
     def __init__(
@@ -293,10 +292,10 @@ class ServerLoop:
         offer: RecipeOffer | None = None,
         ownership: RunOwnership | None = None,
         host: str = "",
+        own: Standby = NOWHERE,
         remembered: Remembered = NOTHING,
         more_facts: Callable[[bool], dict[str, Any]] = lambda _: {},
         may_follow: Callable[[str], bool] = lambda _: True,
-        address: str = "",
         connect: Connect = lambda place: ClientSocket(place.address),
     ) -> None:
         self._run = run
@@ -310,7 +309,7 @@ class ServerLoop:
         self._clock = clock or SystemClock()
         self._disk = disk
         self._create_memory = create_memory
-        self._server = ParameterServer(run, journal.term, offer, host, remembered)
+        self._server = ParameterServer(run, journal.term, offer, host, own, remembered)
         self._more_facts = more_facts
         self._may_follow = may_follow
         self._remembered = remembered
@@ -320,7 +319,7 @@ class ServerLoop:
         self._is_suspended = False
         self._counted = run.metrics.workers_joined, run.metrics.workers_lost
         began = self.term, 0, self.term, self.version, run.ledger.applied_samples
-        notice = Follow(host, address, *began, 0, 0, 0, 0.0, 0.0, serves=True)
+        notice = Follow(host, own.address, *began, 0, 0, 0, 0.0, 0.0, serves=True)
         self._others = OtherServers(connect, notice)
 
     @property
@@ -398,7 +397,7 @@ class ServerLoop:
                 continue
             next_tick = now + TICK_S
             yield from self._drain()
-            self._server.standbys.keep(self._may_follow)
+            self._server.standbys.keep(self._may_follow, now)
             self._others.notify(self._server.standbys.elsewhere(now), now)
             with suppress(OSError):
                 self._remember()
@@ -471,8 +470,6 @@ class ServerLoop:
                 case Join(shares_memory=True):
                     joining = self._shared_with(message)
                     message = message._replace(shares_memory=joining is not None)
-                case Follow():
-                    message = message._replace(public_key=self._socket.key_of(node))
             commands = self._server.handle(node, message, self._clock.now())
             if isinstance(message, Follow):
                 self._remember()  # before the answer: it may begin another term
@@ -523,11 +520,13 @@ class ServerLoop:
         """Answer a standby: with a part of a state if it requests one, else of the journal."""
         standbys, start = self._server.standbys, follow.state_bytes
         journal_at, version, journal, facts, part = 0, 0, b"", b"", memoryview(b"")
-        copy, size = standbys.follower(follow).copy, min(follow.part_bytes, MAX_PART_BYTES)
+        follower, size = standbys.follower(follow), min(follow.part_bytes, MAX_PART_BYTES)
+        copy = follower.copy
+        has_vote = math.isfinite(follower.promise.since_s)  # or the votes cannot change at present
         if not size:
             journal_at = follow.journal_bytes if follow.term == self.term else 0
             journal = self._disk.read(self._files.journal, journal_at, MAX_PART_BYTES)
-        elif not start and self._journal.error is None:
+        elif not start and has_vote and self._journal.error is None:
             more_facts = self._more_facts(copy.version is None)
             state = SentState(self._run, self._disk.size(self._files.journal), more_facts)
             facts = state.facts

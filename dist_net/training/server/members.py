@@ -24,6 +24,12 @@ MAX_UNHEARD = 1000
 """The messages that a promise remembers: a peer without an answer leaves long before."""
 
 
+VoterId = tuple[str, int]
+"""A public key, and the identity of a worker's process, or NO_WORKER of the server and standbys."""
+
+NO_WORKER = -1
+
+
 @dataclass(slots=True)
 class Promise:
     """A peer's promise to stay with this server for a while after it heard it last.
@@ -74,6 +80,7 @@ class Member:
     node: bytes
     name: str
     identity: int
+    public_key: str
     joined_s: float
     heard_s: float
     progress_s: float
@@ -96,7 +103,12 @@ class Member:
     promise: Promise = field(default_factory=Promise)
 
     @property
+    def voter_id(self) -> VoterId:
+        return self.public_key, self.identity
+
+    @property
     def host(self) -> str:
+        """The name that it claims, for people."""
         return self.equipment.host
 
     @property
@@ -171,7 +183,7 @@ class Membership:
         """Add a worker under a new id."""
         before = [each for each in self._members.values() if each.name == join.name]
         starts = max((each.starts + (each.identity != join.identity) for each in before), default=1)
-        who = self._next_worker_id, node, join.name, join.identity
+        who = self._next_worker_id, node, join.name, join.identity, join.public_key
         times = now, now, now, self._heartbeat_timeout_s
         numbers = starts, join.request_id, join.request_id
         member = Member(*who, *times, join.equipment, *numbers, join.shares_memory, join.parts)

@@ -7,13 +7,13 @@
     Heartbeat          Alive | Stop                Refuse
     Leave              not a member any more       (nothing)
     Follow             from a standby: what it lacks | Stop | Refuse
-    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown: answered at once
+    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown, ForgetMember: answered at once
 
 A member *waits* while everything is leased and none of it may be shared: until a round is applied,
 a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
 numbers. A silent member is lost until it is heard again: other members may compute its lease too,
-and the first result counts. Without a majority of the run's hosts, the server neither grants leases
-nor takes in results: see ``Standbys``.
+and the first result counts. Without a majority of the run's voters, the server neither grants
+leases nor takes in results: see ``Standbys``.
 
 ``RunState`` holds the run's state; this module decides which change a message causes, and the
 answer.
@@ -37,6 +37,7 @@ from dist_net.wire.messages import (
     Alive,
     Follow,
     Followed,
+    ForgetMember,
     Heartbeat,
     Join,
     Leave,
@@ -55,7 +56,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.standbys import MAX_STANDBYS, term_number
+from dist_net.wire.standbys import MAX_STANDBYS, NOWHERE, Standby, term_number
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +103,11 @@ ServerCommand = SendToPeer | SendCopy | Forget | Record
 class ParameterServer:
     """A run's server. Times are seconds on one monotonic clock.
 
-    ``term``, of this start of the server, is above any before. ``host`` and ``remembered``: see
-    ``Standbys``. ``offer`` is sent to hosts that request the recipe. ``journal_lag`` was measured
-    when last checked. It ``diverges`` if nothing more can be learnt from its state. Once the run
-    has ended, at ``ended_s``, peers are ``awaited`` that copy its last version; standbys only if it
-    ``lets_copy``, since it was not interrupted.
+    ``term``, of this start of the server, is above any before. ``host``, ``own`` and
+    ``remembered``: see ``Standbys``. ``offer`` is sent to hosts that request the recipe.
+    ``journal_lag`` was measured when last checked. It ``diverges`` if nothing more can be learnt
+    from its state. Once the run has ended, at ``ended_s``, peers are ``awaited`` that copy its last
+    version; standbys only if it ``lets_copy``, since it was not interrupted.
     """
 
     def __init__(
@@ -115,11 +116,12 @@ class ParameterServer:
         term: int = 0,
         offer: RecipeOffer | None = None,
         host: str = "",
+        own: Standby = NOWHERE,
         remembered: Remembered = NOTHING,
     ) -> None:
         self.run = run
         self.term = term
-        self.standbys = Standbys(run.members, run.settings, host, remembered)
+        self.standbys = Standbys(run.members, run.settings, host, own, remembered)
         self._offer = offer
         self.stop_reason: str | None = None
         self.is_suspended = False
@@ -167,6 +169,10 @@ class ParameterServer:
                 snapshot = Snapshot(store.version, samples, store.evaluated_weights)
                 self._reads(reader, version, now + READER_S + self._snapshot_s)
                 commands = [SendToPeer(node, snapshot)]
+            case ForgetMember(name):
+                refusal = self.standbys.forget(name, now)
+                report = self._status(self.run.metrics.next_record, now)
+                commands = [SendToPeer(node, Refuse(refusal, False) if refusal else report)]
             case Shutdown(reason):
                 self.stop(reason)
                 self.lets_copy = True
@@ -237,7 +243,7 @@ class ParameterServer:
             if member.worker_id not in run.members.silent:
                 self._event("lost", member, now, f"silent for {now - member.heard_s:.1f} s")
                 run.silence(member)
-            elif run.ledger.lease_of(member.worker_id) is None and self.standbys.hold(now):
+            elif run.ledger.lease_of(member.worker_id) is None:
                 commands.append(self._remove(member))
         return [*commands, *self._answer_waiting(now)]
 
@@ -253,14 +259,12 @@ class ParameterServer:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "its connection was lost", now))
-            self.standbys.leaves(former.host)
         kernels, blas = join.equipment.kernels, join.equipment.blas
         if kernels and kernels not in self._kernels and len(self._kernels) < MAX_KERNELS:
             self._kernels.add(kernels)
             run.metrics.kernels[f"{kernels:x}"] = blas
             commands.append(Record([Computing(run.store.version, kernels, blas)]))
         member = run.members.join(node, join, now)
-        self.standbys.hears(member.host, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         self._event("back" if formers else "joined", member, now)
         welcome = Welcome(
@@ -284,7 +288,8 @@ class ParameterServer:
         if request.request_id != member.received_id + 1:  # repeated, or premature
             metrics.duplicates_dropped += request.request_id <= member.received_id
             return []
-        if isinstance(request, Push) and not self.standbys.may_apply(member, now):
+        is_push = isinstance(request, Push)
+        if not (self.standbys.may_apply(member, now) if is_push else self.standbys.hold(now)):
             return []  # the worker repeats it until this server has a majority, or another has
         member.received_id, member.node = request.request_id, node
         member.progress_s = now
@@ -420,7 +425,7 @@ class ParameterServer:
             repeated = max(0, self.run.ledger.applied_samples - follow.samples)
             raise SupersededError(
                 f"the run continues at {follow.address}, on {follow.host}: this standby took over "
-                f"while this server was silent, or without a majority of the hosts, from version "
+                f"while this server was silent, or without a majority of the votes, from version "
                 f"{follow.version:,}. {repeated:,} samples that this server applied after that "
                 f"are done again; its directory remains as it is"
             )
@@ -453,10 +458,8 @@ class ParameterServer:
         members = self.run.members
         was_silent = message.worker_id in members.silent
         member = members.heard(message.worker_id, message.identity, now)
-        if member is not None:
-            self.standbys.hears(member.host, now)
-            if was_silent:
-                self._event("back", member, now)
+        if member is not None and was_silent:
+            self._event("back", member, now)
         return member
 
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
@@ -464,7 +467,7 @@ class ParameterServer:
         if member is None:
             return []
         removed = self._remove(member)
-        self.standbys.leaves(member.host)
+        self.standbys.ends(member.voter_id, now)
         self._event("left", member, now)
         return [removed]
 
@@ -524,6 +527,7 @@ class ParameterServer:
             "term_number": term_number(self.term),
             "standby_list": self.standbys.text,
             "standbys": self.standbys.report(self.run.store.version, samples, now),
+            "voters": self.standbys.voters(now),
             "majority_warning": self.standbys.warning(now),
             "copy_warning": self.standbys.copy_warning(now),
             "awaited": self.awaited(now),

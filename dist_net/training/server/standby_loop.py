@@ -22,7 +22,7 @@ from dist_net.errors import (
 from dist_net.training.server.copy_pace import MAX_PART_BYTES, CopyWindow
 from dist_net.training.server.loop import Connect, Received, ServerLoop, WorkersSocket
 from dist_net.training.server.standby_copy import RunCopy
-from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.training.server.standbys import NOTHING, Remembered, fingerprint
 from dist_net.training.server.succession import VISIT_S, Succession
 from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
 from dist_net.wire.standbys import ServerRoute, Standby, standbys_text
@@ -48,9 +48,9 @@ OpenServer = Callable[[Remembered, int], AbstractContextManager[ServerLoop]]
 class StandbyLoop:
     """Follow a run until it is over, or until this standby has served it to its end.
 
-    ``server`` is its first place. ``socket``, at ``address``, is borrowed. ``takes`` is called
-    with the facts of each state that is on the disk, and ``remembers`` with the run's hosts when
-    they have changed; ``others`` were those before this process. After a silence of
+    ``server`` is its first place. ``socket``, at ``own``, is borrowed. ``takes`` is called with
+    the facts of each state that is on the disk, and ``remembers`` with the run's voters when they
+    have changed; ``others`` were those before this process. After a silence of
     ``rejoin_timeout_s``, the standby ends. ``turns`` is the loop as a generator, as ``ServerLoop``
     has one.
     """
@@ -62,7 +62,7 @@ class StandbyLoop:
         socket: WorkersSocket,
         copy: RunCopy,
         host: str,
-        address: str,
+        own: Standby,
         takeover_after_s: float,
         open_server: OpenServer,
         takes: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -76,21 +76,21 @@ class StandbyLoop:
         self._socket = socket
         self._copy = copy
         self._host = host
-        self._address = address
+        self._address = own.address
         self._open_server = open_server
         self._takes = takes
         # A standby that takes over has looked for visitors before.
         self._rejoin_timeout_s = max(rejoin_timeout_s, takeover_after_s + VISIT_S)
         self._clock = clock or SystemClock()
         now = self._clock.now()
-        self._succession = Succession(host, address, takeover_after_s, now)
+        self._succession = Succession(own, takeover_after_s, now)
         self._succession.others = self._others = others
         if copy.is_whole:  # else no later term continues without this copy
             copy.term, copy.version = others.term, others.version
             copy.copied_term = others.copied_term or others.term
             copy.arrived = copy.version, copy.copied_term
         self._remembers = remembers
-        self._route = ServerRoute(address)
+        self._route = ServerRoute(own.address)
         places = (*others.former, *others.standbys)
         self._route.learn(standbys_text(Standby(*each[:2]) for each in places))
         self._upstream = connect(server)
@@ -179,7 +179,15 @@ class StandbyLoop:
             self._request(now)
 
     def _leave(self, until_s: float) -> Generator[float, Received, None]:
-        """Leave the run, for which the server must know it: else it waits for this host."""
+        """Leave the run, for which the server must know it: else it waits for this host.
+
+        From then on this host has no vote, which it must remember first: it may be started again.
+        """
+        try:
+            self._remembers(self._others._replace(voters=()))
+        except (DistNetError, OSError) as error:
+            logger.error("not_left error=%s", error)
+            return
         self._send(self._clock.now(), leaves=True)
         while self._clock.now() < until_s and not isinstance(self._upstream.receive(0.0), Stop):
             yield COPYING_S
@@ -220,16 +228,20 @@ class StandbyLoop:
             start = start + self._window.travelling_bytes if copy.has_begun else 0
         has = copy.term, copy.journal_bytes, copy.copied_term, copy.version, copy.samples
         try:
-            who, times = (self._host, self._address), (now, self._succession.heard_s)
+            who = self._host, self._address
             wants = part_bytes, copy.state_version, start
-            self._upstream.send(Follow(*who, *has, *wants, *times, leaves))
+            # A promise to a server counts once its term is on the disk: see ``_answered``.
+            is_stored = self._others.term == self._succession.others.term
+            times = now, self._succession.heard_s if is_stored else 0.0
+            stored = fingerprint(self._others.voters[-1]) if self._others.voters else ""
+            self._upstream.send(Follow(*who, *has, *wants, *times, stored, leaves))
         except NoAnswerError as error:
             logger.debug("not_sent reason=%s", error)
 
     def _answered(self, answer: Message, now: float) -> bool:
         """Take in a message of the server; return True if every epoch is done."""
         match answer:
-            case Followed(term=term) if term >= self._copy.term:
+            case Followed(term=term) if term >= max(self._copy.term, self._others.term):
                 self._take_in(answer, now)
             case Stop(reason, finished):
                 if not finished:
@@ -289,8 +301,8 @@ class StandbyLoop:
     def _visited(self, node: bytes, message: Message, now: float) -> None:
         """Record a visit; a worker's request is answered once this process serves the run."""
         match message:
-            case Join(equipment=equipment):
-                self._succession.visits(equipment.host, now)
+            case Join(identity=identity, public_key=public_key):
+                self._succession.visits((public_key, identity), now)
                 if len(self._visitors) < MAX_VISITORS:
                     self._visitors[node] = message
             case Follow(serves=False):

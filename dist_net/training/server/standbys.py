@@ -1,14 +1,15 @@
-"""The standbys that follow a run, and the hosts without which its server must not go on. Pure.
+"""The standbys that follow a run, and the voters without which its server must not go on. Pure.
 
 A standby may begin the next term if it has not heard the server for ``takeover_after_s``, and a
-majority of the run's hosts has not either. Everyone who stays in touch with the server promises to
+majority of the run's voters has not either. Everyone who stays in touch with the server promises to
 do so for some time after the newest message of the server; the server applies results only while a
-majority of hosts is bound by a promise. The two majorities share a host, so two servers of a run do
-not apply results at the same time. ``docs/decisions/0027-terms.md`` states the rules.
+majority of the voters is bound by a promise. The two majorities share a voter, so two servers of a
+run do not apply results at the same time. ``docs/decisions/0027-terms.md`` states the rules.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Collection
@@ -18,90 +19,134 @@ from typing import Any, NamedTuple
 from dist_net.errors import ProtocolError
 from dist_net.json_records import record_from_json
 from dist_net.training.server.copy_pace import CopyProgress
-from dist_net.training.server.members import Member, Membership, Promise
+from dist_net.training.server.members import NO_WORKER, Member, Membership, Promise, VoterId
 from dist_net.training.server.settings import CONTINUES, RunSettings
 from dist_net.wire.messages import Follow
 from dist_net.wire.standbys import MAX_STANDBYS, PATIENCE, Standby, standbys_text
 
-MAX_HOSTS = 512  # their names must fit into a message
+MAX_WORKER_VOTES = 5
+"""The votes of all workers together, and of the server, and of each standby."""
+
 FORGOTTEN_AFTER_S = 60.0
-"""A host that is silent for so long no longer counts, if the server has a majority without it."""
+"""A standby that is silent for so long has no vote, if the server has a majority without it."""
 
 
-def is_majority(hosts: Collection[str], reached: Collection[str], first: str) -> bool:
-    """Return whether ``reached`` has most of the hosts.
+class Voter(NamedTuple):
+    """The server, a standby, or a process of a worker. ``label`` is for people, and no proof."""
 
-    Half of them are enough with ``first``, the host of the first standby. So of two parts of the
-    hosts, one has the majority, and never both.
+    public_key: str
+    identity: int
+    votes: int
+    label: str
+
+    @property
+    def voter_id(self) -> VoterId:
+        return self.public_key, self.identity
+
+
+Voters = tuple[Voter, ...]
+
+
+def is_majority(voters: Voters, reached: Collection[VoterId]) -> bool:
+    """Return whether ``reached`` has most of the votes.
+
+    Half of them are enough with the first voter. So of two parts of the voters, one has the
+    majority, and never both.
     """
-    twice = 2 * sum(host in reached for host in hosts)
-    return twice > len(hosts) or (twice == len(hosts) and first in reached)
+    lead = sum(each.votes if each.voter_id in reached else -each.votes for each in voters)
+    return lead > 0 or (lead == 0 and voters[0].voter_id in reached)
+
+
+def ids_of(*lists: Voters) -> set[VoterId]:
+    """Return the ids of the voters in these lists."""
+    return {each.voter_id for voters in lists for each in voters}
+
+
+def fingerprint(voters: Voters) -> str:
+    """Return a digest by which a standby confirms that it has stored these voters."""
+    return hashlib.sha256(json.dumps(voters).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
 class Follower:
-    """A standby."""
+    """A standby. ``voters`` is the fingerprint of the list that it has stored.
+
+    It ``may_succeed`` unless it is silent for long, or has returned with another list.
+    """
 
     standby: Standby
     host: str
     promise: Promise = field(default_factory=Promise)
     heard_s: float = 0.0
     copy: CopyProgress = field(default_factory=CopyProgress)
+    voters: str = ""
+    may_succeed: bool = False
+
+    @property
+    def voter_id(self) -> VoterId:
+        return self.standby.public_key, NO_WORKER
 
 
 class Remembered(NamedTuple):
-    """The other hosts and the standbys of a run, for its next server.
+    """The voters and the standbys of a run, for its next server.
 
-    Each standby has an address, a public key ("" without keys), and a host. ``former``: where the
-    server was before, if the run has moved. A standby has heard of ``term``, and its copy is of
-    ``version`` in ``copied_term``.
+    ``voters`` are one or two lists, and a majority of each is needed. Each standby has an address,
+    a public key ("" without keys), and a host. ``former``: where the server was before, if the run
+    has moved. A standby has heard of ``term``, and its copy is of ``version`` in ``copied_term``.
     """
 
-    hosts: tuple[str, ...] = ()
+    voters: tuple[Voters, ...] = ()
     standbys: tuple[tuple[str, str, str], ...] = ()
     former: tuple[tuple[str, str], ...] = ()
     term: int = 0
     version: int = 0
     copied_term: int = 0
 
-    @property
-    def first(self) -> str:
-        """The host of the first standby; "" if there is none."""
-        return self.standbys[0][2] if self.standbys else ""
-
     @classmethod
     def from_json(cls, text: str | bytes) -> Remembered:
         """Raise ``ProtocolError`` for other text than that of a JSON array of the fields."""
         try:
-            return record_from_json(cls, json.loads(text))
+            remembered = record_from_json(cls, json.loads(text))
+            if not all(remembered.voters):
+                raise ValueError("a list of no voters")
         except (ValueError, TypeError, RecursionError) as error:
             raise ProtocolError(
-                f"the run's hosts are {text[:80]!r}; expected them in JSON"
+                f"the run's voters are {text[:80]!r}; expected them as this release writes them"
             ) from error
+        return remembered
 
 
 NOTHING = Remembered()
 
 
 class Standbys:
-    """The standbys of the run of a server on ``host``; times are on the server's clock.
+    """The standbys of the run of the server at ``own``, on ``host``; times are on its clock.
 
     ``members`` is borrowed. ``remembered`` is of an earlier start of the server.
     """
 
     def __init__(
-        self, members: Membership, settings: RunSettings, host: str, remembered: Remembered
+        self,
+        members: Membership,
+        settings: RunSettings,
+        host: str,
+        own: Standby,
+        remembered: Remembered,
     ) -> None:
         self._members = members
         self.host = host
+        self._own = Voter(own.public_key, NO_WORKER, MAX_WORKER_VOTES, host)
         self._lasts_s = min(settings.takeover_after_s, PATIENCE * settings.heartbeat_timeout_s)
         self._goes_on_alone = settings.minority == CONTINUES
         self._former = remembered.former
-        self._has_begun = not remembered.hosts
-        others = [each for each in remembered.standbys if each[2] != host]
-        known = [Follower(Standby(*each[:2]), each[2]) for each in others]
-        self._followers = {each.standby.public_key or each.standby.address: each for each in known}
-        self._seen_s = dict.fromkeys([*remembered.hosts, *(each.host for each in known)], math.nan)
+        self._has_begun = not remembered.voters
+        self._lists = remembered.voters or ((self._own,),)
+        self._began_s = math.nan
+        known = [
+            Follower(Standby(*each[:2]), each[2], may_succeed=True) for each in remembered.standbys
+        ]
+        self._followers = {each.standby.name: each for each in known}
+        self._followers.pop(own.name, None)
 
     @property
     def text(self) -> str:
@@ -111,114 +156,170 @@ class Standbys:
     @property
     def _successors(self) -> list[Follower]:
         """The standbys that may begin the next term; one without an address only copies."""
+        return [each for each in self._rivals if each.may_succeed]
+
+    @property
+    def _rivals(self) -> list[Follower]:
         return [each for each in self._followers.values() if each.standby.address]
 
     @property
-    def hosts(self) -> list[str]:
-        """The hosts of the run, the server's first."""
-        return [self.host, *(each for each in self._seen_s if each != self.host)]
+    def remembered(self) -> Remembered:
+        """The voters and standbys, for another start of the server."""
+        standbys = ((*each.standby, each.host) for each in self._successors)
+        return Remembered(self._lists, tuple(standbys), self._former)
 
     @property
-    def remembered(self) -> Remembered:
-        """The hosts and standbys, for another start of the server."""
-        standbys = ((*each.standby, each.host) for each in self._successors)
-        return Remembered(tuple(self._seen_s), tuple(standbys), self._former)
+    def _voters(self) -> list[Voter]:
+        return [*dict.fromkeys((*self._lists[0], *self._lists[-1]))]
 
-    def hears(self, host: str, now: float) -> None:
-        """Record a message of a worker, or of a standby, of ``host``."""
-        if host in self._seen_s or len(self._seen_s) < MAX_HOSTS:
-            self._seen_s[host] = now
+    def ends(self, voter_id: VoterId, now: float) -> None:
+        """Record that a voter has ended, and so will follow no other server: it counts no more.
 
-    def leaves(self, host: str) -> None:
-        """Record that a peer of ``host`` ended in order: with its last one, the host has left."""
-        if all(each.host != host for each in self._peers):
-            self._seen_s.pop(host, None)
+        A standby that does not know it yet needs a majority with it, which is also one without it.
+        """
+        if voter_id[1] == NO_WORKER:
+            self._followers.pop(voter_id[0], None)
+        rest = (tuple(v for v in voters if v.voter_id != voter_id) for voters in self._lists)
+        self._lists = tuple(filter(None, rest)) or ((self._own,),)
+        self._update_voters(now)
 
     def follows(self, follow: Follow, now: float) -> bool:
         """Record a standby's request; return False if there are too many standbys."""
-        name = follow.public_key or follow.address  # a restarted standby may have another address
-        known = self._followers.get(name)
+        standby = Standby(follow.address, follow.public_key)
+        known = self._followers.get(standby.name)
         if follow.leaves:
-            self._forget(name)
+            self.ends((standby.name, NO_WORKER), now)
             return True
         if known is None and len(self._followers) == MAX_STANDBYS:
             return False
-        standby = Standby(follow.address, follow.public_key)
-        if known is None or known.standby != standby:
-            known = self._followers[name] = Follower(standby, follow.host)
-        known.heard_s = now
+        if known is None or known.standby != standby:  # restarted, it may have another address
+            known = self._followers[standby.name] = Follower(standby, follow.host)
+        known.heard_s, known.voters = now, follow.voters
+        known.may_succeed |= follow.voters in ("", *map(fingerprint, self._lists))
         known.promise.renew(follow.sent_s, follow.heard_s, now)
-        self.hears(follow.host, now)
+        self._update_voters(now)
         return True
 
-    def keep(self, may_follow: Callable[[str], bool]) -> None:
+    def keep(self, may_follow: Callable[[str], bool], now: float) -> None:
         """Forget the standbys whose public keys were revoked."""
         for name, each in list(self._followers.items()):
             if not may_follow(each.standby.public_key):
-                self._forget(name)
+                self.ends((name, NO_WORKER), now)
 
-    def _forget(self, name: str) -> None:
-        if (gone := self._followers.pop(name, None)) is not None:
-            self.leaves(gone.host)
+    def forget(self, name: str, now: float) -> str | None:
+        """Take an operator's word that a voter has ended; return why not, if it is refused."""
+        missing = self._missing(now)
+        found = [each for each in missing if name in (each.label, each.public_key)]
+        if len(found) != 1:
+            known = ", ".join(f"{each.label} ({each.public_key})" for each in missing) or "none"
+            return f"{name!r} is {len(found)} of the members that are missing, which are: {known}"
+        self.ends(found[0].voter_id, now)
+        return None
 
     def follower(self, follow: Follow) -> Follower:
         """Return the standby that sent the request, which ``follows`` has recorded."""
-        return self._followers[follow.public_key or follow.address]
+        return self._followers[Standby(follow.address, follow.public_key).name]
 
     def hold(self, now: float) -> bool:
         """Return whether the server may apply results."""
         if self._is_free or self._goes_on_alone:
             return True
-        first = self.remembered.first or self.host
-        holds = is_majority(self.hosts, self._bound(now), first)
+        bound = self._bound(now)
+        holds = all(is_majority(each, bound) for each in self._lists)
         self._has_begun |= holds
         return holds
 
     @property
     def _is_free(self) -> bool:
         """Whether no standby may take over, and no former server has a majority."""
-        return self._has_begun and not self._successors
+        return self._has_begun and not self._rivals
 
-    def _bound(self, now: float) -> set[str]:
-        """Return the server's host, and the hosts that are bound by a promise."""
-        bound = (each.host for each in self._peers if each.promise.holds(self._lasts_s, now))
-        return {self.host, *bound}
+    def _bound(self, now: float) -> set[VoterId]:
+        """Return the server, and the peers that are bound by a promise."""
+        peers: list[Member | Follower] = [*self._members.members, *self._followers.values()]
+        bound = {each.voter_id for each in peers if each.promise.holds(self._lasts_s, now)}
+        return {self._own.voter_id} | bound
 
-    @property
-    def _peers(self) -> tuple[Member | Follower, ...]:
-        return (*self._members.members, *self._followers.values())
+    def _missing(self, now: float) -> list[Voter]:
+        bound = self._bound(now)
+        return [each for each in self._voters if each.voter_id not in bound]
 
     def may_apply(self, member: Member, now: float) -> bool:
         """Return whether the worker's result may be applied: it has seen no other server."""
         return self._is_free or (member.promise.holds(self._lasts_s, now) and self.hold(now))
 
     def tick(self, now: float) -> None:
-        """Forget hosts that have been silent for long, unless most are."""
-        if not self.hold(now):
-            return
-        for host, seen_s in list(self._seen_s.items()):
-            if math.isnan(seen_s):  # not heard since this start
-                self._seen_s[host] = now
-            elif now > seen_s + FORGOTTEN_AFTER_S:
-                del self._seen_s[host]
-                kept = {a: each for a, each in self._followers.items() if each.host != host}
-                self._followers = kept
+        """Forget standbys that have been silent for long, unless most voters are."""
+        if math.isnan(self._began_s):
+            self._began_s = now
+        for name, each in list(self._followers.items()) if self.hold(now) else ():
+            silent_s = now - max(each.heard_s, self._began_s)
+            each.may_succeed = silent_s < FORGOTTEN_AFTER_S
+            # By then, whoever is bound has heard that it is no successor, and will not visit it.
+            if silent_s > FORGOTTEN_AFTER_S + self._lasts_s:
+                del self._followers[name]
+        self._update_voters(now)
+
+    def _update_voters(self, now: float) -> None:
+        """Replace the list of voters, in two steps.
+
+        Both lists count until each standby that may begin a term by the earlier one has stored the
+        later one. So two servers always need a majority of the same list.
+        """
+        if len(self._lists) == 1 and self.hold(now):
+            bound = self._bound(now)
+            voters = self._present_voters(bound)
+            if voters != self._lists[0] and is_majority(voters, bound):
+                self._lists = (*self._lists, voters)
+        later, earlier = fingerprint(self._lists[-1]), ids_of(self._lists[0])
+        if all(each.voters == later for each in self._rivals if each.voter_id in earlier):
+            self._lists = self._lists[-1:]
+
+    def _present_voters(self, bound: set[VoterId]) -> Voters:
+        """Return the standbys, the server, and the workers with a seat.
+
+        A worker's seat is for one process of each key. It needs an applied result: nobody has a
+        vote for joining. Those that have a seat keep it, then the first have it.
+        """
+        own, votes = self._own, MAX_WORKER_VOTES
+        standbys = [
+            Voter(*each.voter_id, votes, each.host)
+            for each in self._successors
+            if each.standby.public_key not in ("", own.public_key)
+        ]
+        keys = {"", own.public_key, *(each.standby.public_key for each in self._followers.values())}
+        seated = ids_of(self._lists[-1])
+        workers: list[Voter] = []
+        for each in sorted(self._members.members, key=lambda each: each.voter_id not in seated):
+            has_earned = each.voter_id in seated or (each.pushes and each.voter_id in bound)
+            if has_earned and each.voter_id[0] not in keys and len(workers) < votes:
+                workers.append(Voter(*each.voter_id, 1, each.host or each.name))
+                keys.add(each.voter_id[0])
+        return (*standbys, own, *workers)
 
     def warning(self, now: float) -> str | None:
         """Why the run waits; None if it does not."""
         if self.hold(now):
             return None
-        missing = ", ".join(each for each in self.hosts if each not in self._bound(now))
+        missing = ", ".join(each.label for each in self._missing(now))
         return (
             f"the run waits: hosts are missing ({missing}), and a standby among them may go on "
-            f"with it. It continues when they return. If they never will, end it, and resume it "
-            f"with --minority continue"
+            f"with it. It continues when they return. For one that never will, and where no server "
+            f"of this run is left: dist-net members forget ADDRESS NAME"
         )
 
     def elsewhere(self, now: float) -> list[Standby]:
         """Return where another server may be: the silent standbys, and the former servers."""
-        silent = [each for each in self._successors if now > each.heard_s + self._lasts_s]
+        silent = [each for each in self._rivals if now > each.heard_s + self._lasts_s]
         return [each.standby for each in silent] + [Standby(*each) for each in self._former]
+
+    def voters(self, now: float) -> list[dict[str, Any]]:
+        """Return the voters of the run, for an operator."""
+        bound = self._bound(now)
+        return [
+            {"name": label, "public_key": key, "votes": votes, "is_bound": (key, identity) in bound}
+            for key, identity, votes, label in self._voters
+        ]
 
     def report(self, version: int, samples: int, now: float) -> list[dict[str, Any]]:
         """Return how far each standby is behind a server at this version."""

@@ -1,12 +1,12 @@
 """When a standby begins the next term, as a state machine: events in, decisions out. No I/O.
 
-See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes has
-lost the server, too: it requests work from the standby, or follows it, after the standby heard the
-server last. Of several standbys, the standby with the newest state begins, then the first in the
-server's list.
+See ``dist_net.training.server.standbys`` for the rule. A voter counts if it has lost the server,
+too: it requests work from the standby, or follows it, after the standby heard the server last. Of
+several standbys, the standby with the newest state begins, then the first in the server's list.
 """
 
-from dist_net.training.server.standbys import NOTHING, Remembered, is_majority
+from dist_net.training.server.members import NO_WORKER, VoterId
+from dist_net.training.server.standbys import NOTHING, Remembered, ids_of, is_majority
 from dist_net.wire.lateness import Standstill
 from dist_net.wire.messages import Follow, Followed
 from dist_net.wire.standbys import MAX_STANDBYS, Standby
@@ -16,34 +16,32 @@ VISIT_S = 10.0
 
 
 class Succession:
-    """The standby at ``address``, on ``host``. Times are seconds on one monotonic clock.
+    """The standby at ``own``. Times are seconds on one monotonic clock.
 
     ``heard_s`` is at first the start of the process: the one before may have heard the server then.
     """
 
-    def __init__(self, host: str, address: str, takeover_after_s: float, now: float) -> None:
-        self._host = host
-        self._address = address
+    def __init__(self, own: Standby, takeover_after_s: float, now: float) -> None:
+        self._own = own
         self._takeover_after_s = takeover_after_s
         self.heard_s, self._stops = now, Standstill(now)
         self.others = NOTHING
-        """The hosts, standbys and former servers of the run, for its next server."""
-        self._visits_s: dict[str, float] = {}
+        """The voters, standbys and former servers of the run, for its next server."""
+        self._visits_s: dict[VoterId, float] = {}
         self._rivals: dict[str, tuple[Follow, float]] = {}  # by address
 
     def hears(self, followed: Followed, server: Standby, now: float) -> None:
         """Take in an answer of the server at this place, as of the time of its request."""
         others = Remembered.from_json(followed.others)
-        hosts = dict.fromkeys((followed.host, *others.hosts))
         former = dict.fromkeys(((server.address, server.public_key), *others.former))
-        known = tuple(hosts), others.standbys, tuple(former)[:MAX_STANDBYS]
+        known = others.voters, others.standbys, tuple(former)[:MAX_STANDBYS]
         self.others = Remembered(*known, followed.term)
         self.heard_s = max(self.heard_s, min(followed.sent_s, now))
 
-    def visits(self, host: str, now: float) -> None:
-        """Record that a worker of ``host`` requests work, if it is a host of the run."""
-        if host in self.others.hosts:
-            self._visits_s[host] = now
+    def visits(self, voter_id: VoterId, now: float) -> None:
+        """Record that a peer has lost the server, if it is a voter of the run."""
+        if voter_id in ids_of(*self.others.voters):
+            self._visits_s[voter_id] = now
 
     def follows(self, follow: Follow, now: float) -> None:
         """Record that another standby follows this one; it counts after as long a silence."""
@@ -52,7 +50,7 @@ class Succession:
         if len(self._rivals) > 2 * MAX_STANDBYS:  # former addresses of restarted ones
             del self._rivals[next(iter(self._rivals))]
         if follow.sent_s >= follow.heard_s + self._takeover_after_s:
-            self.visits(follow.host, now)
+            self.visits((follow.public_key, NO_WORKER), now)
 
     def is_due(self, term: int, version: int, now: float) -> bool:
         """Return whether to begin the next term from the state ``version`` of ``term``.
@@ -61,14 +59,15 @@ class Succession:
         standby without an address only copies.
         """
         self.heard_s += self._stops.seconds(now)
-        if now < self.heard_s + self._takeover_after_s or not self._address:
+        if now < self.heard_s + self._takeover_after_s or not self._own.address:
             return False
         since_s = max(self.heard_s, now - VISIT_S)
-        reached = {host for host, seen_s in self._visits_s.items() if seen_s > since_s}
-        hosts = {*self.others.hosts, self._host}
-        if not is_majority(hosts, reached | {self._host}, self.others.first):
+        reached = {voter for voter, seen_s in self._visits_s.items() if seen_s > since_s}
+        lists, own_id = self.others.voters, (self._own.public_key, NO_WORKER)
+        has_vote = lists != () and own_id in ids_of(lists[-1])
+        if not has_vote or not all(is_majority(each, reached | {own_id}) for each in lists):
             return False
-        own = -term, -version, self._place_of(self._address)
+        own = -term, -version, self._place_of(self._own.address)
         return all(
             own < (-rival.copied_term, -rival.version, self._place_of(rival.address))
             for rival, seen_s in self._rivals.values()

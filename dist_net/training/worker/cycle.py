@@ -10,7 +10,7 @@
     any          the server is silent          JOINING       reconnect, send Join
     REQUESTING   Alive: request not received   REQUESTING    send it again
     REQUESTING   Alive: request answered       REQUESTING    send Pull: the answer was lost
-    JOINING      Welcome of an earlier term    JOINING       send Leave, reconnect, send Join
+    JOINING      Welcome of an earlier term    JOINING       none, as if the server were silent
 
 One request at a time is unanswered. Requests are numbered, so that a heartbeat's answer shows
 whether a request or its answer was lost with a connection.
@@ -204,10 +204,8 @@ class WorkerCycle:
         )
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[WorkerCommand]:
-        if welcome.term < self._term:
-            leave = SendToServer(Leave(welcome.worker_id, self._join.identity))
-            self._route.turn()
-            return [leave, *self._rejoin("another server has gone on with its run", now)]
+        if welcome.term < self._term:  # another server has continued its run: it may be elsewhere
+            return []
         self._term = welcome.term
         if not self._was_in:
             self._was_in = True

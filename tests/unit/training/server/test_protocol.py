@@ -570,6 +570,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "term_number": 1,
         "standby_list": "",
         "standbys": [],
+        "voters": [{"name": "", "public_key": "", "votes": 5, "is_bound": True}],
         "majority_warning": None,
         "copy_warning": None,
         "awaited": [],

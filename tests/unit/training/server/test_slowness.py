@@ -22,7 +22,9 @@ def a_worker(worker_id: int, samples_per_s: float, **facts: Any) -> Member:
     times |= facts
     round_trip_s = times.pop("round_trip_s", 0.0003)
     pushes = times.pop("pushes", 600)
-    member = Member(worker_id, b"", f"worker-{worker_id}", worker_id, **times, equipment=equipment)
+    member = Member(
+        worker_id, b"", f"worker-{worker_id}", worker_id, "", **times, equipment=equipment
+    )
     member.pushes = pushes
     member.lease_times = LeaseTimes(round_trip_s, 0.01)
     member.speed.has_work(0.0)
@@ -52,7 +54,7 @@ def test_a_worker_alone_is_not_slow() -> None:
 
 
 def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
-    fresh = Member(2, b"", "fresh", 2, NOW_S, NOW_S, NOW_S, TIMEOUT_S)
+    fresh = Member(2, b"", "fresh", 2, "", NOW_S, NOW_S, NOW_S, TIMEOUT_S)
     fresh.speed.has_work(NOW_S - 0.5)
     assert slowness_of([a_worker(1, 1000), fresh], NOW_S)[2] == Slowness(None)
 
