@@ -232,6 +232,11 @@ class StandbyRun:
                     worker.kill()
         elif isinstance(error, InterruptedRunError) and "leave" in str(error):
             follows = self._served_by(process)
+        elif isinstance(error, InterruptedRunError) and "has not arrived" in str(error):
+            serving = [each.loop for each in self.processes.values() if each.loop is not None]
+            has_journal = all(each._journal.error is None for each in serving)
+            require(not has_journal, f"the {process.name} ends: {error}")
+            return
         else:
             require(error is None, f"the {process.name} ends: {type(error).__name__}: {error}")
             if process.loop is None:

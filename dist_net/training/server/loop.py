@@ -522,7 +522,9 @@ class ServerLoop:
         journal_at, version, journal, facts, part = 0, 0, b"", b"", memoryview(b"")
         follower, size = standbys.follower(follow), min(follow.part_bytes, MAX_PART_BYTES)
         copy = follower.copy
-        has_vote = math.isfinite(follower.promise.since_s)  # or the votes cannot change at present
+        # A standby receives a vote first, unless the votes cannot change at present, or matter.
+        has_ended = self._server.stop_reason is not None
+        has_vote = has_ended or math.isfinite(follower.promise.since_s)
         if not size:
             journal_at = follow.journal_bytes if follow.term == self.term else 0
             journal = self._disk.read(self._files.journal, journal_at, MAX_PART_BYTES)
