@@ -106,8 +106,8 @@ class Connections(threading.Thread):
         self,
         watched: zmq.Socket[bytes],
         max_unread_bytes: int,
-        max_total_bytes: float = math.inf,
-        allow_list: AllowList | None = None,
+        max_total_bytes: float,
+        allow_list: AllowList | None,
     ) -> None:
         super().__init__(name="connections", daemon=True)
         self._watched = watched
@@ -142,21 +142,17 @@ class Connections(threading.Thread):
             connection.sent_bytes, _ = transferred_bytes(descriptor)
         return connection.number
 
-    def sender(self, number: int) -> tuple[str, str]:
-        """Return the key and the address of a connection's peer; "" if unknown."""
-        connection = self._numbered.get(number)
-        if connection is None:
-            return "", ""
-        return self._heard.get(connection.descriptor, connection.key), str(connection.peer[0])
-
     def find(self, number: int) -> TcpConnection | None:
         """Return the connection with this number; None if it is closed."""
         return self._numbered.get(number)
 
-    def read_bytes(self, number: int) -> float:
-        """Return how many bytes the peer has acknowledged in all; infinity if that is unknown."""
+    def has_unread(self, number: int) -> bool:
+        """Return whether the peer has yet to acknowledge sent bytes; False if that is unknown."""
         connection = self._numbered.get(number)
-        return (connection and transferred_bytes(connection.descriptor)[0]) or math.inf
+        if connection is None:
+            return False
+        read_bytes, _ = transferred_bytes(connection.descriptor)
+        return 0 < read_bytes < connection.sent_bytes
 
     def stop(self) -> None:
         """End the thread; called by the socket's thread, before the socket is closed."""

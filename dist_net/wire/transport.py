@@ -338,10 +338,7 @@ class ServerSocket(FramedSocket):
 
     def has_unread(self, node: bytes) -> bool:
         """Return whether bytes are on their way to the node's host, as far as that is known."""
-        (number,) = _NUMBER.unpack_from(node, -_NUMBER.size)
-        connection = self._connections.find(number)
-        sent_bytes = 0 if connection is None else connection.sent_bytes
-        return sent_bytes > self._connections.read_bytes(number)
+        return self._connections.has_unread(*_NUMBER.unpack_from(node, -_NUMBER.size))
 
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Log the current exception, which this message caused, and refuse the message.
