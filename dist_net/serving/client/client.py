@@ -278,7 +278,7 @@ class Client(AbstractContextManager["Client"]):
     def submit(
         self, model: str, inputs: Inputs, version: int | None = None, timeout_s: float | None = None
     ) -> Pending:
-        """Send a request to a model; wait only while 256 requests are open.
+        """Send a request to a model; wait only while ``MAX_OPEN`` requests are open.
 
         ``inputs``: (rows, *shape), or one row without the first axis; copied, and converted to the
         version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and so are
@@ -366,19 +366,13 @@ class Client(AbstractContextManager["Client"]):
             self._summaries.clear()  # the model may have changed
             raise
         version, tensors = _tensors(answer)
-        known = self._summary_of(question.model, version, exchange.deadline)
+        known = self._summary(question.model, version, exchange.deadline)
         if question.is_batched and question.rows is None:
             tensors = {name: array[0] for name, array in tensors.items()}
         times = dict(_TIMES.findall(answer.headers.get("server-timing", "")))
         queue_s, compute_s = (float(times.get(name, 0)) / 1e3 for name in ("queue", "compute"))
         classes = known.labels, known.unknown_below, known.has_classes
         return Outputs(tensors, version, queue_s, compute_s, *classes)
-
-    def _summary_of(self, model: str, version: int, deadline: Deadline) -> VersionSummary:
-        """Return the summary of a version that has answered."""
-        summary = self._summaries.get(model)
-        found = None if summary is None else summary.of_version(version)
-        return found or self._summary(model, version, deadline)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
