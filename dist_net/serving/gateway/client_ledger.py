@@ -119,27 +119,24 @@ class ClientLedger:
 
     def share_of(self, name: str, quota: Quota = NO_QUOTA) -> ClientShare:
         """Return the share of the holders of a token or key."""
+        quota = self._quota if quota == NO_QUOTA else quota
         share = self._shares.get(name)
-        if share is None or share.account.quota != (quota if quota != NO_QUOTA else self._quota):
-            share = self._shares[name] = self.new_share(name, name, quota)
+        if share is None or share.account.quota != quota:
+            share = self._shares[name] = self._new_share(name, name, quota)
         return share
 
     def share_of_address(self, host: str, kind: str = "") -> ClientShare:
         """Return the share of the connections of an address without token and key, of a kind."""
         share = self._addresses.get(kind + host)
         if share is None:
-            share = self._addresses[kind + host] = self.new_share(kind + host, host)
+            share = self._new_share(kind + host, host, self._quota)
+            self._addresses[kind + host] = share
         return share
-
-    def new_share(self, client: str, name: str, quota: Quota = NO_QUOTA) -> ClientShare:
-        """Return a share of its own for a client, whose account may have other shares."""
-        return ClientShare(client, self._account(name, quota), LoopShare(self.turns.all))
 
     def begin(self, share: ClientShare, now: float) -> OpenRequest:
         """Open a request; raise QuotaExceededError beyond the client's quota."""
         account = share.account
-        if account.quota is not NO_QUOTA:
-            self._require_quota(account, now)
+        self._require_quota(account, now)
         account.requests += 1
         account.in_flight += 1
         return OpenRequest(share, self)
@@ -164,11 +161,10 @@ class ClientLedger:
         message = f"{name} exceeds its quota of {limit}; send fewer requests"
         raise QuotaExceededError(message, wait_s)
 
-    def _account(self, name: str, quota: Quota) -> Account:
-        """Return the account of a name; addresses are endless, so many have one together."""
-        quota = self._quota if quota == NO_QUOTA else quota
+    def _new_share(self, client: str, name: str, quota: Quota) -> ClientShare:
+        """Return a client's share. Addresses are endless, so many names have one account."""
         if name not in self.accounts and len(self.accounts) >= _MAX_ACCOUNTS:
             name = _OTHERS
         account = self.accounts.setdefault(name, Account(name, quota))
         account.quota = quota
-        return account
+        return ClientShare(client, account, LoopShare(self.turns.all))

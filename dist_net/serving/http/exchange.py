@@ -330,8 +330,7 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
     """Return the newest description, or a version's. Raise ModelNotServedError; ``not_ready``."""
-    description = gateway.description(name, version) if version is None else None
-    if description is not None:
+    if version is None and (description := gateway.description(name)) is not None:
         return description
     served = served_model(gateway, name)
     if version is None or not served.versions:

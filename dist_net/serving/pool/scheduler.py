@@ -7,7 +7,6 @@ request will cost, by its size, decides only where it may run, and with which ot
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from dist_net.serving.pool.costs import SHORT_BATCH_S, size_of
 from dist_net.serving.pool.description import ModelDescription
@@ -76,13 +75,6 @@ class Turns:
     def charge(self, name: Hashable, seconds: float) -> None:
         """Move the next turn of ``name`` back by the time that it used."""
         self._turns_s[name] = self.of(name) + seconds
-
-
-class BatchPlace(NamedTuple):
-    """The worker for a batch, and the version that answers."""
-
-    worker: Worker
-    version: int
 
 
 class Scheduler:
@@ -284,8 +276,6 @@ class Scheduler:
     def _by_turn(self, model: str) -> list[ClientQueue]:
         """Return waiting clients: those of lost workers, then by turn, then by request."""
         turns, queues = self._client_turns[model], self._requests.waiting[model].values()
-        if len(queues) == 1:
-            return [*queues]
         return sorted(
             queues,
             key=lambda each: (
@@ -297,7 +287,7 @@ class Scheduler:
 
     def _choose(
         self, request: InferenceRequest, is_short: bool, free: list[Worker]
-    ) -> BatchPlace | None:
+    ) -> tuple[Worker, int] | None:
         """Return worker and version: idle first, then not loading, then the newest; None: wait."""
         model = self._models[request.model]
         best, best_rank = None, 99
@@ -308,7 +298,7 @@ class Scheduler:
                 continue
             rank = 4 * bool(worker.loading) + 2 * busy + (version != model.newest_number)
             if rank < best_rank:
-                best, best_rank = BatchPlace(worker, version), rank
+                best, best_rank = (worker, version), rank
                 if rank == 0:
                     break
         return best
