@@ -267,7 +267,7 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 def import_kernels() -> bool:
     """Import what all compiled kernels need, in a second; return False without ``fast``."""
     try:
-        import_module("dist_net.autodiff.kernels.compiled.epilogues")
+        import_module("dist_net.autodiff.kernels.compiled.direct_loops")
     except ImportError:
         return False
     return True

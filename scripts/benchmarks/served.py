@@ -39,7 +39,7 @@ activation=linear
 
 [softmax]
 """,
-    # One of each way to compute a convolution: im2row, im2row with a stride, pointwise, F(4x4),
+    # One of each way to compute a convolution: direct, direct with a stride, pointwise, F(4x4),
     # F(2x2) with a stride, F(2x2), on maps of 32, 16 and 8.
     CONVOLUTIONS: f"""
 [net]
