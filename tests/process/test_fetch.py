@@ -502,13 +502,13 @@ def test_without_a_network_it_is_said_how_to_bring_the_weights_by_hand(published
     assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
 
 
-def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeypatch, capsys):
+def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(PUBLISHED, "toy", TOY)
     parser = fetch_command.argparse.ArgumentParser()
     fetch_command.add_arguments(parser)
     given = parser.parse_args(["toy", "--cache-dir", str(tmp_path), "--json"])
     assert fetch_command.run(given) == 0
-    out, _ = capsys.readouterr()
+    out, _ = capfd.readouterr()
     path = tmp_path / "darknet" / "toy.weights"
     text, summary = out.splitlines()
     assert json.loads(summary) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
