@@ -23,12 +23,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dist_net import autodiff, data, nn, optim
+    from dist_net.ground.release import VERSION as __version__
     from dist_net.images import fit_image
-    from dist_net.loaded_model import LoadedModel, Run, export_model, load
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
-    from dist_net.release import VERSION as __version__
+    from dist_net.python.loaded_model import LoadedModel, Run, export_model, load
+    from dist_net.python.train_by_processes import train
     from dist_net.serving.client.client import Client
-    from dist_net.train_by_processes import train
     from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
     from dist_net.training.run.custom_loop import join
     from dist_net.training.run.fit import fit
@@ -38,10 +38,10 @@ else:
 
     NAMES = {
         "dist_net.images": "fit_image",
-        "dist_net.loaded_model": "LoadedModel Run export_model load",
+        "dist_net.python.loaded_model": "LoadedModel Run export_model load",
         "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
         "dist_net.serving.client.client": "Client",
-        "dist_net.train_by_processes": "train",
+        "dist_net.python.train_by_processes": "train",
         "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint ReduceLROnPlateau",
         "dist_net.training.run.local_cluster": "LocalCluster",
         "dist_net.training.run.custom_loop": "join",
@@ -55,7 +55,7 @@ else:
         if name in MODULE_OF:
             return getattr(import_module(MODULE_OF[name]), name)
         if name == "__version__":
-            return import_module("dist_net.release").VERSION
+            return import_module("dist_net.ground.release").VERSION
         if name in __all__:
             return import_module(f"dist_net.{name}")
         is_layer = name[0].isupper() and name in import_module("dist_net.nn").__all__

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dist_net.ground.vector import Vector
 from dist_net.training.server.protocol import ParameterServer, SendToPeer, ServerCommand
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.lateness import MAX_LOOK_S
 from dist_net.wire.messages import (
     Heartbeat,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
 from dist_net.nets.run_directory import Calibration, RunDirectory
 from dist_net.training.run.evaluation import BestWeights

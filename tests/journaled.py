@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.checkpoint import Checkpoint, write_checkpoint
+from dist_net.ground.checkpoint import Checkpoint, write_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe, small_base
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
-from dist_net.vector import Vector
 
 Tree = Any
 

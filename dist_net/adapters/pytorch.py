@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
-from dist_net.vector import Vector
 
 EVALUATION_BATCH = 256
 COUNTER = "num_batches_tracked"

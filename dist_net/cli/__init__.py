@@ -19,8 +19,8 @@ from types import FrameType
 
 from dist_net.cli.parser import Parser
 from dist_net.errors import INTERRUPTED, BadInputError, DistNetError
+from dist_net.ground.release import VERSION
 from dist_net.processes.token_arguments import own_words
-from dist_net.release import VERSION
 
 COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
     # Imported late: these import NumPy, which would slow down --help.
-    from dist_net.printable import PrintableFormatter, printable
+    from dist_net.ground.printable import PrintableFormatter, printable
     from dist_net.processes.child import hurry
     from dist_net.processes.entry import raise_descriptor_limit, use_threads
 

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.command_line import add_trust_argument
-from dist_net.loaded_model import Run, load
+from dist_net.ground.command_line import add_trust_argument
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.python.loaded_model import Run, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

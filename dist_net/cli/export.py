@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
+from dist_net.ground.command_line import add_options, add_trust_argument
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import MODELS

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.command_line import command_line, install_command
 from dist_net.data import DATASETS, dataset_named, default_cache_dir
 from dist_net.errors import DatasetError
+from dist_net.ground.command_line import command_line, install_command
+from dist_net.ground.spelling import suggestion
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.processes.terminal import FetchProgress, plain_console
-from dist_net.spelling import suggestion
 
 # A photograph in the package, for the command that ``fetch`` suggests.
 IMAGE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"

@@ -14,17 +14,18 @@ from rich.console import Console
 
 from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.cli.run_summary import explained_end, show_summary
-from dist_net.command_line import (
+from dist_net.data import default_cache_dir
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.prepared_images import ImageCache
+from dist_net.errors import BadInputError, DatasetError, DistNetError, RecipeError, SupersededError
+from dist_net.ground.command_line import (
     add_options,
     add_trust_argument,
     count_from,
     count_or_auto,
     importing,
 )
-from dist_net.data import default_cache_dir
-from dist_net.data.image_folder import ImageFolder
-from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import BadInputError, DatasetError, DistNetError, RecipeError, SupersededError
+from dist_net.ground.printable import counted
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -33,7 +34,6 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.image_report import train_and_report
-from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import bits_in

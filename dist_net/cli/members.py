@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_net.cli.status import keys_for
-from dist_net.command_line import add_options, number_above_zero
 from dist_net.errors import SettingError
+from dist_net.ground.command_line import add_options, number_above_zero
+from dist_net.ground.printable import printable_report
 from dist_net.nets.observer import NO_RECORDS, Observer, value_in
-from dist_net.printable import printable_report
 from dist_net.processes.terminal import plain_console
 from dist_net.wire.security import CLIENT, OPERATOR
 

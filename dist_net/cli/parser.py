@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from dist_net.errors import BadInputError
-from dist_net.spelling import did_you_mean
+from dist_net.ground.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

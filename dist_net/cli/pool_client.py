@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dist_net.command_line import add_options
+from dist_net.ground.command_line import add_options
 from dist_net.serving.client.client import Client
 from dist_net.serving.http.settings import TokenFile
 

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.command_line import add_options, add_trust_argument, count_from
 from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
+from dist_net.ground.command_line import add_options, add_trust_argument, count_from
+from dist_net.ground.printable import printable
 from dist_net.images.labels import is_unknown, top_predictions
-from dist_net.loaded_model import ClassifiedImage, LoadedModel, load
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.found_model import MODELS, FoundModel
 from dist_net.nets.sources.named_source import RUN_PRECISION, parse_pool_sources
-from dist_net.printable import printable
+from dist_net.python.loaded_model import ClassifiedImage, LoadedModel, load
 
 BAR_LENGTH = 20
 MIN_COMPILED = 16

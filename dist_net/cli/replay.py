@@ -5,16 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.command_line import add_trust_argument, count_from
 from dist_net.errors import JournalMismatchError, ReplayError
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.command_line import add_trust_argument, count_from
+from dist_net.ground.shared_facts import REMEDIES, difference
 from dist_net.nets.run_contents import confirm_recipe, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import use_threads
 from dist_net.processes.kernels import blas_libraries, environment_of, kernel_digest
 from dist_net.processes.terminal import CountProgress, plain_console
-from dist_net.shared_facts import REMEDIES, difference
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_net.checkpoint import read_checkpoint
 from dist_net.cli.parser import print_json
-from dist_net.command_line import AUTO, command_line
 from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
+from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.ground.command_line import AUTO, command_line
+from dist_net.ground.printable import counted
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.printable import counted
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.training_progress import exchange_facts
 

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.cli.pool_client import add_pool_arguments, pool_client
-from dist_net.command_line import add_options, command_line, number_above_zero
 from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerError, ProtocolError
+from dist_net.ground.command_line import add_options, command_line, number_above_zero
+from dist_net.ground.printable import counted, printable_report
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
-from dist_net.printable import counted, printable_report
 from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.training_progress import WARNINGS, exchange_facts

@@ -21,7 +21,8 @@ from dist_net.cli.train_images import (
     require_no_image_options,
     train_images,
 )
-from dist_net.command_line import (
+from dist_net.errors import AddressError, InsecureAddressError, RunDirectoryError, SettingError
+from dist_net.ground.command_line import (
     add_options,
     add_trust_argument,
     count_from,
@@ -29,7 +30,6 @@ from dist_net.command_line import (
     joining_command,
     number_or_auto,
 )
-from dist_net.errors import AddressError, InsecureAddressError, RunDirectoryError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_contents import confirm_recipe, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory

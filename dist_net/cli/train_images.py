@@ -9,11 +9,11 @@ from typing import Any
 
 from dist_net.cli.join import train_anywhere
 from dist_net.cli.run_summary import explained_end, show_summary
-from dist_net.command_line import AUTO, Option, add_options, number_or_auto
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES
+from dist_net.ground.command_line import AUTO, Option, add_options, number_or_auto
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory

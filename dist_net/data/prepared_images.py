@@ -33,12 +33,12 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
 from dist_net.data.samples import ArraySamples, SampleIndices, Samples
 from dist_net.errors import DatasetError, FetchError, ImageError, RecipeError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
+from dist_net.ground.json_records import record_from_json
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.images.fitting import fit_image
-from dist_net.json_records import record_from_json
 
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_net.errors import FetchError, SourceError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 
 CHUNK_BYTES = 1 << 18
 GZIP_MAGIC = b"\x1f\x8b"

@@ -11,11 +11,11 @@ from dist_net.autodiff import Array
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.operations.indexing import CheckedIndices
 from dist_net.errors import ExportError
+from dist_net.ground.release import release
+from dist_net.ground.vector import Vector
 from dist_net.nets.architecture import DarknetArchitecture
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn import Predictor, Scope
-from dist_net.release import release
-from dist_net.vector import Vector
 
 TOLERANCE = 1e-3
 """The relative difference of the outputs of rows together and alone that rounding may cause."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from dist_net.command_line import importing
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
-from dist_net.files import written
+from dist_net.ground.command_line import importing
+from dist_net.ground.files import written
+from dist_net.ground.spelling import suggestion
 from dist_net.nets.foreign_onnx import translating
-from dist_net.spelling import suggestion
 
 
 def _onnx(exported: ExportedModel) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dist_net.errors import ModelLoadError
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
 
 if TYPE_CHECKING:
     from dist_net.nets.recipes.recipe import LoadedRecipe

@@ -18,11 +18,11 @@ import numpy as np
 
 from dist_net import nn
 from dist_net.autodiff import Array, Expression
-from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError, ModelFileError
+from dist_net.ground.command_line import install_command
+from dist_net.ground.vector import Vector
 from dist_net.images.labels import read_labels
 from dist_net.nn.layers import Activation
-from dist_net.vector import Vector
 
 NAME = "efficientnet-lite0"
 INPUT_SHAPE = (224, 224, 3)

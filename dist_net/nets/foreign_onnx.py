@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Shape
-from dist_net.command_line import importing
 from dist_net.data.samples import records
 from dist_net.errors import DistNetError, ForeignModelError, TensorInputError
+from dist_net.ground.command_line import importing
 from dist_net.nets.tensor_specs import INPUT, Inputs, Specs, Tensors
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared

@@ -16,7 +16,7 @@ from dist_net.data.image_folder import ImageFolder, file_digest
 from dist_net.data.image_split import PARTS, LabelledImage
 from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.errors import DatasetError, RecipeError
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import LoadedRecipe, own_release, recipe_names
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, digests_of

@@ -12,10 +12,10 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import SharedOperation, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import ForeignModelError
+from dist_net.ground.vector import Vector
 from dist_net.nets.foreign_onnx import ONNX, OnnxSession
 from dist_net.nets.onnx_gate import PixelOptions, accept, session_of
 from dist_net.nn import Scope, zeros
-from dist_net.vector import Vector
 
 
 @dataclass(frozen=True)

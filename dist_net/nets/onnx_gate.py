@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import ForeignModelError, TensorInputError
-from dist_net.files import read_regular_file
+from dist_net.ground.files import read_regular_file
 from dist_net.images.fitting import fitting_named
 from dist_net.images.labels import read_labels
 from dist_net.nets.foreign_onnx import (

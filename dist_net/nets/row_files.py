@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import DatasetError
-from dist_net.files import written
+from dist_net.ground.files import written
 from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nn import Model
 from dist_net.nn.model import Batch

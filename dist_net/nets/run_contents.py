@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dist_net.checkpoint import Checkpoint, read_checkpoint
-from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointError,
@@ -24,6 +22,10 @@ from dist_net.errors import (
     RunDirectoryError,
     UntrustedRecipeError,
 )
+from dist_net.ground.checkpoint import Checkpoint, read_checkpoint
+from dist_net.ground.command_line import TRUST
+from dist_net.ground.printable import printable
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
@@ -37,8 +39,6 @@ from dist_net.nets.recipes.recipe_files import is_trusted, sha256, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
 from dist_net.nn import Model
 from dist_net.nn.model import SAVED
-from dist_net.printable import printable
-from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 

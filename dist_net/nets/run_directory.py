@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import RunDirectoryError, SettingError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
+from dist_net.ground.spelling import closest
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
-from dist_net.spelling import closest
 
 DEFAULT_PARENT = Path("runs")
 POLL_S = 0.05

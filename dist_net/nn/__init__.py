@@ -24,7 +24,7 @@ from dist_net.nn.parameters import (
 from dist_net.nn.sequences import (
     GRU, LSTM, AveragePool1D, Bidirectional, Conv1D, MaxPool1D, MultiHeadAttention,
 )
-from dist_net.spelling import did_you_mean
+from dist_net.ground.spelling import did_you_mean
 
 if not TYPE_CHECKING:  # a checker would accept any name
 

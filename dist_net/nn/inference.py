@@ -22,9 +22,9 @@ from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import ShapeError
+from dist_net.ground.vector import Vector
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope
-from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 

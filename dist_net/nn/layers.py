@@ -24,6 +24,7 @@ from dist_net.autodiff.operations.indexing import Take, checked_indices
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.selection import root_of_variance
 from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.ground.spelling import KnownOptions, explained, no_attribute, suggestion
 from dist_net.nn.parameters import (
     Initializer,
     Scope,
@@ -33,7 +34,6 @@ from dist_net.nn.parameters import (
     small_normal,
     zeros,
 )
-from dist_net.spelling import KnownOptions, explained, no_attribute, suggestion
 
 Activation = Callable[[Expression], Expression]
 

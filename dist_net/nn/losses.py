@@ -20,7 +20,7 @@ from dist_net.autodiff.operations.classification import scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.autodiff.operations.records import field_types
 from dist_net.errors import DatasetError, DTypeError, ParameterError, ShapeError
-from dist_net.spelling import suggestion
+from dist_net.ground.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
 

@@ -22,7 +22,6 @@ from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
-from dist_net.checkpoint import CONVERSIONS, Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import (
     DatasetError,
     DTypeError,
@@ -30,6 +29,9 @@ from dist_net.errors import (
     ParameterError,
     ShapeError,
 )
+from dist_net.ground.checkpoint import CONVERSIONS, Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.ground.spelling import explained, no_attribute
+from dist_net.ground.vector import Vector, array_of
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import (
@@ -43,8 +45,6 @@ from dist_net.nn.losses import (
     of_samples,
 )
 from dist_net.nn.parameters import Layout, Scope
-from dist_net.spelling import explained, no_attribute
-from dist_net.vector import Vector, array_of
 
 Batch = NDArray[np.generic]
 

@@ -19,8 +19,8 @@ import numpy as np
 from dist_net.autodiff import variable
 from dist_net.autodiff.arrays import Shape, shown
 from dist_net.autodiff.expression import topological_order
-from dist_net.checkpoint import MALFORMED
 from dist_net.errors import DistNetError, ModelFileError, ParameterError
+from dist_net.ground.checkpoint import MALFORMED
 from dist_net.nn import layers, sequences
 from dist_net.nn.losses import LOSS_CLASSES, LOSSES, Loss, loss_named
 from dist_net.nn.parameters import Scope

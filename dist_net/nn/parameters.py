@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff import Expression, variable
 from dist_net.autodiff.expression import Variable
 from dist_net.errors import ParameterError, ShapeError
-from dist_net.vector import Vector, views_of
+from dist_net.ground.vector import Vector, views_of
 
 Values = NDArray[np.float32]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Values]

@@ -22,11 +22,11 @@ from dist_net.autodiff import Array
 from dist_net.autodiff.expression import Constant, topological_order
 from dist_net.autodiff.kernels.gemm import fastest_gemm
 from dist_net.errors import PreparedKernelsError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
+from dist_net.ground.vector import Vector
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
 from dist_net.nn.parameters import Scope
-from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from functools import cache
 
 from numba import types
 
-from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
+from dist_net.ground.compiling import READ, REAL, WRITTEN, Loop, jit
 
 
 @cache

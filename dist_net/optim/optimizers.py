@@ -17,10 +17,10 @@ from typing import TypeAlias
 import numpy as np
 
 from dist_net.errors import SettingError
+from dist_net.ground.spelling import suggestion
 from dist_net.optim import ranges
 from dist_net.optim.ranges import CRUMB, Floats
 from dist_net.optim.rule import Numbers, Optimizer, Rows
-from dist_net.spelling import suggestion
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.errors import SettingError, ShapeError
+from dist_net.ground.spelling import KnownOptions
+from dist_net.ground.vector import AVERAGE, ArrayShapes
 from dist_net.optim import ranges
 from dist_net.optim.ranges import TOO_LARGE, Floats, all_below
-from dist_net.spelling import KnownOptions
-from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import Samples
 from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
+from dist_net.ground.spelling import did_you_mean
+from dist_net.ground.vector import Vector
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import is_image_shape
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -40,8 +42,6 @@ from dist_net.nn.prepared import key_of_vector
 from dist_net.photos.head import HeadWeights
 from dist_net.photos.image_preparation import ShowCount
 from dist_net.photos.unknown_images import Distance
-from dist_net.spelling import did_you_mean
-from dist_net.vector import Vector
 
 BATCH_SIZE = 8
 

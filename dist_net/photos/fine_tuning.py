@@ -8,6 +8,7 @@ import numpy as np
 from dist_net.data.image_split import TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import SampleIndices
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.photos.head_training import judged_by, outputs_of
 from dist_net.photos.photo_statistics import (
@@ -22,7 +23,6 @@ from dist_net.processes.cores import available_cores
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.worker.local_steps import Minibatch
 from dist_net.training.worker.step import TrainingStep
-from dist_net.vector import Vector
 
 WORTH_BELOW = 0.9
 GAINS = (

@@ -9,6 +9,7 @@ import numpy as np
 from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION, divided_groups
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import SampleIndices, Samples
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
@@ -25,7 +26,6 @@ from dist_net.photos.head import (
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.unknown_images import distances_out_of_fold, tempered_by
 from dist_net.processes.cores import available_cores
-from dist_net.vector import Vector
 
 BATCH_SIZE = 8
 SIMILAR, MIN_IMAGES = 4, 10

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_split import MIN_GROUPS, TEST, TRAIN, VALIDATION
@@ -33,6 +32,8 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
@@ -65,7 +66,6 @@ from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.periodic_evaluation import Judge
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.vector import Vector
 
 FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from dist_net.command_line import AUTO as AUTO
-from dist_net.command_line import count_or_auto
 from dist_net.errors import SettingError
+from dist_net.ground.command_line import AUTO as AUTO
+from dist_net.ground.command_line import count_or_auto
 from dist_net.processes.token_arguments import add_token_arguments, token_given
 from dist_net.wire.security import load_peer_keys
 from dist_net.wire.token_exchange import join_by_token

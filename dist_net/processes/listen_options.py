@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from dist_net.command_line import add_options, command_line
 from dist_net.errors import KeyFileError
+from dist_net.ground.command_line import add_options, command_line
 from dist_net.wire.address import checked_host, listen_address, reachable_addresses
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.token import MAX_ADDRESSES, POOL, STANDBY_OF_RUN, TRAINING, JoinToken

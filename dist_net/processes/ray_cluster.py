@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from dist_net.command_line import TRUST, importing
 from dist_net.errors import DistNetError, ProcessFailedError, RayClusterError, SettingError
+from dist_net.ground.command_line import TRUST, importing
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
 from dist_net.processes.cores import cores_beside_server

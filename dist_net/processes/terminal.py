@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dist_net.data import FetchEvent
-from dist_net.printable import printable
+from dist_net.ground.printable import printable
 
 BAR_CELLS = 12
 BAR_AND_TIME = BAR_CELLS + len(" ") + len(" -:--:--") + len(" ")

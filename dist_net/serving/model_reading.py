@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_net.command_line import add_trust_argument
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import BadInputError, DistNetError, ModelLoadError, RunDirectoryError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
-from dist_net.files import replacing
+from dist_net.ground.command_line import add_trust_argument
+from dist_net.ground.files import replacing
 from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
 from dist_net.nets.sources.followed_run import FollowedRun

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from dist_net.errors import ProtocolError
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_INTEGER, MAX_PAYLOADS, Limits, Payloads
 from dist_net.wire.messages import Message
 

@@ -6,8 +6,8 @@ import os
 import threading
 from contextlib import suppress
 
-from dist_net.clock import Clock
 from dist_net.errors import AccessRefusedError, NoAnswerError, ProtocolError
+from dist_net.ground.clock import Clock
 from dist_net.wire.messages import Alive, Heartbeat, Message
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket

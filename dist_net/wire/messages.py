@@ -36,7 +36,7 @@ heartbeat that a request or reply was lost with a connection, and repeats the re
 
 from typing import Annotated, Any, NamedTuple, Self
 
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.fields import (
     Count,
     Digest,

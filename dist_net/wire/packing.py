@@ -14,7 +14,7 @@ parts of a state (see ``UpdateRule``) need different precision:
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 
 BLOCK = 256
 """The number of elements of a difference that share a scale."""

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from dist_net.errors import SegmentError
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.messages import SegmentAddress
 
 TOKEN_BYTES = 16

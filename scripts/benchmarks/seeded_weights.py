@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff import Array, evaluate, variable
+from dist_net.ground.vector import Vector
 from dist_net.nets.darknet.darknet_layers import Connected, Convolutional, Cost, Softmax
 from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
 from dist_net.nn import Scope, he_normal, linear
-from dist_net.vector import Vector
 
 PATCHES = 8
 """An image has structure: the one that is tried has this many patches down and across."""

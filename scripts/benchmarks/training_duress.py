@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.join import PATIENCE_S, token_in, two_hosts
 from benchmarks.recovery import wait_until
 from benchmarks.slow_networks import PORT, PROXY, SERVER, add_proxy_address, dist_net
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 
 RECIPE, SAMPLES, FAULTS, EVERY_S, SEED = "digits", 1437, 200, (0.3, 2.0), 0

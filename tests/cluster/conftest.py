@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe, load_recipe
 from dist_net.training.run.local_cluster import LocalCluster
-from dist_net.vector import Vector
 from journaled import assert_each_sample_once
 
 COUNTING = Path(__file__).parents[1] / "recipes" / "counting.py"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dist_net import LocalCluster
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import JoinRefusedError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions

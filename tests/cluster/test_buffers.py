@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.checkpoint import read_checkpoint
 from dist_net.data import Dataset, dataset_named
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam, Cosine
 from dist_net.training.run.evaluation import Evaluator

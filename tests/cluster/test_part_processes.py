@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import DatasetError
+from dist_net.ground.vector import Vector
 from dist_net.optim import Adam
 from dist_net.training.worker import part_processes as module
 from dist_net.training.worker.local_steps import (
@@ -19,7 +20,6 @@ from dist_net.training.worker.local_steps import (
     MinibatchGradient,
 )
 from dist_net.training.worker.part_processes import PartProcesses
-from dist_net.vector import Vector
 from dist_net.wire import lateness
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings

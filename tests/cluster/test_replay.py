@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.checkpoint import read_checkpoint
-from dist_net.files import AppendedFile
+from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.ground.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.optim import RMSprop
 from dist_net.training.run.local_cluster import InProcessWorker, LocalCluster

@@ -14,7 +14,6 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from dist_net import nn
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointError,
@@ -26,6 +25,8 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
@@ -45,7 +46,6 @@ from dist_net.training.worker.local_steps import (
     MinibatchGradient,
 )
 from dist_net.training.worker.step import TrainingStep
-from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.security import ROLES, add_keys, create_keys
 from naming import naming

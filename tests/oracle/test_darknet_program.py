@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, evaluate, reshape, variable
 from dist_net.data import dataset_named
+from dist_net.ground.vector import Vector
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import letterbox
 from dist_net.nets.darknet.configuration import Configuration, Section, parse_configuration
@@ -25,7 +26,6 @@ from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
 from dist_net.optim import Adam
 from dist_net.training.run.fit import SingleProcess
-from dist_net.vector import Vector
 
 HEIGHT, WIDTH = 9, 11
 LAST_DIGIT = 1e-4  # of what the program prints, 0.01 %; half of it, and as much for rounding

@@ -18,6 +18,7 @@ from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.data import records
 from dist_net.errors import ExportError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
+from dist_net.ground.vector import Vector
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -35,7 +36,6 @@ from dist_net.nets.recipes.image_recipe import ImageNet, small_base
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.vector import Vector
 from random_nets import models, naively, weights_of
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

@@ -9,12 +9,12 @@ import pytest
 
 from dist_net.data import FetchEvent
 from dist_net.errors import ModelSourceError
-from dist_net.loaded_model import load
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import model_source
 from dist_net.nn.inference import prepare
+from dist_net.python.loaded_model import load
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.cli import main
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.release import VERSION
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.release import VERSION
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.state import RunState
 from small_disk import small_disk

@@ -17,10 +17,10 @@ from benchmarks.seeded_weights import seeded_weights
 from benchmarks.served import TINY, write_net
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
-from dist_net.loaded_model import load
 from dist_net.nets import darknet
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources.named_source import model_source
+from dist_net.python.loaded_model import load
 from dist_net.serving.client.client import Client
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
 from journaled import assert_each_sample_once
 from naming import naming
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.ground.release import release
 from dist_net.processes.entry import MAX_LOG_BYTES
-from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
 from dist_net.wire.serving_messages import JoinPool, PoolWelcome
 from dist_net.wire.transport import ClientSocket

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.ray_nodes import RayNodes
 from dist_net import Client
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.wire.security import OPERATOR, load_peer_keys
 from journaled import assert_each_sample_once

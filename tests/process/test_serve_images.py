@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dist_net import Client
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.errors import ReloadError
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from image_runs import colour_weights, write_calibration, write_run
 from naming import naming

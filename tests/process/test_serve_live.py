@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from dist_net import Client
-from dist_net.checkpoint import read_checkpoint
 from dist_net.data import dataset_named
 from dist_net.errors import DistNetError, ReloadError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn.inference import Inference, prepare, softmax

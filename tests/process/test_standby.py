@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import dist_net
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import ProtocolError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.joined_run import offered_by

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.wire.codec import decode, encode
 from dist_net.wire.messages import StatusReport, StatusRequest
 

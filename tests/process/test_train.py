@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.run_options import RunOptions
 from journaled import assert_each_sample_once

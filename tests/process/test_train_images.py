@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import dist_net
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import InterruptedRunError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_report
 from dist_net.photos.fine_tuning import usual_epochs

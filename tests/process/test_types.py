@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.optim import Optimizer
 from dist_net.photos.image_options import ImageOptions
-from dist_net.train_by_processes import RecipeKeywords, TrainKeywords
+from dist_net.python.train_by_processes import RecipeKeywords, TrainKeywords
 from dist_net.training.run.run_options import RunOptions
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "user_scripts").glob("*.py"))

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dist_net.ground.vector import ArrayShapes, Vector
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
-from dist_net.vector import ArrayShapes, Vector
 from dist_net.wire.messages import StepSettings
 
 MIXED, OBSERVED = 4, 2

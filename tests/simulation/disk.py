@@ -9,8 +9,8 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 
-from dist_net.checkpoint import Checkpoint, read_checkpoint
-from dist_net.files import AppendedFile, Disk
+from dist_net.ground.checkpoint import Checkpoint, read_checkpoint
+from dist_net.ground.files import AppendedFile, Disk
 
 
 class ProcessKilledError(BaseException):

@@ -47,7 +47,7 @@ class ThreadedProcess:
 
 
 class VirtualThread:
-    """A thread of a process, and the clock that it reads: a `dist_net.clock.Clock`."""
+    """A thread of a process, and the clock that it reads: a `dist_net.ground.clock.Clock`."""
 
     def __init__(self, process: ThreadedProcess) -> None:
         self.process = process

@@ -8,10 +8,10 @@ from typing import Any
 from unittest import mock
 
 from dist_net.errors import DistNetError
+from dist_net.ground.vector import Vector
 from dist_net.nets import observer
 from dist_net.nets.sources import followed_run
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.vector import Vector
 from dist_net.wire.handshakes import Contact
 from dist_net.wire.messages import Message
 from dist_net.wire.security import CLIENT

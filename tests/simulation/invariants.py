@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.checkpoint import Checkpoint
 from dist_net.errors import BadInputError
+from dist_net.ground.checkpoint import Checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.server.consistency import Consistency
@@ -21,7 +22,6 @@ from dist_net.training.server.members import Member
 from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.lateness import FIRST_LEASE_S, LATE_S, late_after_s
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Alive, Message, Push, Stop, Work

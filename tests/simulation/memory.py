@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from dist_net.errors import SegmentError
+from dist_net.ground.vector import Vector
 from dist_net.training.server.loop import BASE, RESULT
-from dist_net.vector import Vector
 from dist_net.wire.messages import SegmentAddress
 
 

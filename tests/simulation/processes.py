@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import DistNetError, SegmentError
+from dist_net.ground.vector import Vector
 from dist_net.training.server.loop import (
     Received,
     ServerFiles,
@@ -24,7 +25,6 @@ from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
-from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Equipment, Heartbeat, Message, SegmentAddress
 from dist_net.wire.security import WORKER
 from dist_net.wire.standbys import Standby

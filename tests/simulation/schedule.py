@@ -34,7 +34,7 @@ class EventSchedule:
 
 
 class TracedSchedule(EventSchedule):
-    """An event schedule that is also a ``dist_net.clock.Clock`` and records a trace.
+    """An event schedule that is also a ``dist_net.ground.clock.Clock`` and records a trace.
 
     The last ``trace_length`` notes are kept; None: all. ``rate``: see ``HostClock``.
     """

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from dist_net.errors import BadInputError
+from dist_net.ground.vector import Vector
 from dist_net.training.server.journal import JournalFile, read_journal, read_tail
 from dist_net.training.server.journal_records import Applied, run_identity
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import NO_WORKER, Member, VoterId
 from dist_net.training.server.settings import CONTINUES, RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.messages import Push
 from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.failures import InvariantBrokenError, require

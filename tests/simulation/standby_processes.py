@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import RunDirectoryError, SegmentError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 from dist_net.training.server import succession
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import (

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_net.ground.vector import Vector
 from dist_net.optim import SGD, Momentum, Optimizer
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
-from dist_net.vector import Vector
 from dist_net.wire.lateness import LATE_S
 from simulation.network import Link
 from simulation.timed_cluster import TimedCluster

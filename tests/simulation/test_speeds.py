@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dist_net.ground.vector import Vector
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
-from dist_net.vector import Vector
 from dist_net.wire.lateness import LATE_S
 from simulation.network import Link
 from simulation.timed_cluster import TimedCluster

@@ -32,8 +32,8 @@ from dist_net.export.onnx.translation import (
     Translation,
     integers,
 )
+from dist_net.ground.vector import Vector
 from dist_net.nn import Model, Scope
-from dist_net.vector import Vector
 
 COUNTS = 11, 13
 """The two numbers of inputs; primes, so that few lengths are multiples of them by chance."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from dist_net.errors import ModelFileError
-from dist_net.files import read_regular_file, written
-from dist_net.spelling import suggestion
+from dist_net.ground.files import read_regular_file, written
+from dist_net.ground.spelling import suggestion
 
 Number = TypeVar("Number", int, float)
 

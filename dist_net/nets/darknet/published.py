@@ -14,11 +14,11 @@ from typing import Any
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.published_files import PublishedFile, download, fetch
 from dist_net.errors import ModelSourceError
+from dist_net.ground.spelling import suggestion
 from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.configuration import section as section
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.spelling import suggestion
 
 SITE = "https://pjreddie.com/media/files/"
 CLASSES = 1000

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import ModelFileError
-from dist_net.files import written
+from dist_net.ground.files import written
+from dist_net.ground.vector import Vector
 from dist_net.nets.darknet.darknet_layers import Stored
 from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
-from dist_net.vector import Vector
 
 NUMBERS = np.dtype("<f4")
 VERSION = struct.Struct("<iii")

@@ -9,10 +9,10 @@ from dist_net.autodiff.arrays import integers
 from dist_net.data import Dataset
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import DistNetError, RecipeError
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe_files import place_in_recipe
 from dist_net.nn import zeros
 from dist_net.nn.parameters import Buffer, Layout, Parameter
-from dist_net.vector import Vector
 
 ArrayShape = tuple[int, ...]
 GradientOfRows = Callable[[Vector, SampleIndices], tuple[float, Vector]]

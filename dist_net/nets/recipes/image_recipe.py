@@ -11,20 +11,20 @@ import numpy as np
 
 from dist_net import nn
 from dist_net.autodiff import Expression, max, maximum, sum
-from dist_net.checkpoint import MALFORMED
 from dist_net.data import Dataset
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DistNetError, RecipeError
+from dist_net.ground.checkpoint import MALFORMED
+from dist_net.ground.json_records import record_from_json
+from dist_net.ground.vector import Vector
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named, is_image_shape
-from dist_net.json_records import record_from_json
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.onnx_base import OnnxFeatures
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
 from dist_net.optim import AdamW, Cosine, WarmUp
-from dist_net.vector import Vector
 
 IMAGES = "pictures"
 """The reference of every image recipe; its file exists only in the run directory."""

@@ -17,7 +17,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.checkpoint import how_to_convert
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
 from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.errors import (
@@ -27,8 +26,13 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
+from dist_net.ground.checkpoint import how_to_convert
+from dist_net.ground.json_records import record_from_json
+from dist_net.ground.release import release
+from dist_net.ground.shared_facts import fingerprint
+from dist_net.ground.spelling import KnownOptions, did_you_mean
+from dist_net.ground.vector import Vector
 from dist_net.images.fitting import FITTINGS
-from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.gradient_recipe import (
     ArrayShape,
     EvaluateWeights,
@@ -65,10 +69,6 @@ from dist_net.optim import (
     start_rule,
 )
 from dist_net.optim.ranges import count, use_plain_numbers
-from dist_net.release import release
-from dist_net.shared_facts import fingerprint
-from dist_net.spelling import KnownOptions, did_you_mean
-from dist_net.vector import Vector
 
 BUILT_IN = Path(__file__).parent / "built_in"
 

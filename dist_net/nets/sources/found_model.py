@@ -10,6 +10,7 @@ import numpy as np
 from dist_net.autodiff.arrays import Shape
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import ExportError, ModelSourceError
+from dist_net.ground.vector import Vector
 from dist_net.images.fitting import is_image_shape
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -33,7 +34,6 @@ from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.losses import of_label
 from dist_net.nn.model import SAVED
 from dist_net.nn.prepared import key_of_vector
-from dist_net.vector import Vector
 
 MODELS = (
     f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "

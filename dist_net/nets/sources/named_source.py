@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError
+from dist_net.ground.spelling import did_you_mean, suggestion
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
@@ -17,7 +18,6 @@ from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.net_files import DarknetFiles, OnnxFile, PretrainedNet
 from dist_net.nets.sources.run_files import NO_PRECISION, RunFiles
-from dist_net.spelling import did_you_mean, suggestion
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token

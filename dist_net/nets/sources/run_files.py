@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dist_net.checkpoint import Checkpoint, how_to_convert
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError, NotACheckpointError
+from dist_net.ground.checkpoint import Checkpoint, how_to_convert
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.nets.run_contents import calibrated_weights, calibration_of, read_held_out, read_run
 from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model

@@ -10,10 +10,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from dist_net.ground.release import release
 from dist_net.nn.inference import import_kernels
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.fork_server import fork_on_orders
-from dist_net.release import release
 from dist_net.serving import model_reading
 from dist_net.serving.worker import inference_worker_process
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import msgpack
 
-from dist_net.clock import Clock
 from dist_net.errors import BadInputError, ProtocolError
-from dist_net.files import read_regular_file
+from dist_net.ground.clock import Clock
+from dist_net.ground.files import read_regular_file
 from dist_net.processes.child import RunningChild
 from dist_net.processes.launcher import ProcessSpec
 from dist_net.serving.model_reading import MAX_COMPUTING_S, READ_OPTION, UNREQUESTED, answer_file

@@ -18,9 +18,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dist_net.clock import SystemClock
 from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
-from dist_net.printable import printable
+from dist_net.ground.clock import SystemClock
+from dist_net.ground.printable import printable
 from dist_net.processes.child import RunningChild
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.launcher import ProcessSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
+from dist_net.ground.command_line import add_options, add_trust_argument
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import MODELS

@@ -18,18 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dist_net.clock import SystemClock
-from dist_net.command_line import importing, joining_command
 from dist_net.errors import INTERRUPTED, AddressError, ModelLoadError
+from dist_net.ground.clock import SystemClock
+from dist_net.ground.command_line import importing, joining_command
+from dist_net.ground.printable import printable
+from dist_net.ground.release import release
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
-from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.release import release
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.model_readers import PoolSources

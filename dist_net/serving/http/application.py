@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, ModelNotServedError
-from dist_net.release import VERSION
+from dist_net.ground.clock import Clock, SystemClock
+from dist_net.ground.release import VERSION
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.classify import Classification

@@ -22,6 +22,7 @@ from dist_net.errors import (
     QuotaExceededError,
     RequestTooLargeError,
 )
+from dist_net.ground.spelling import suggestion
 from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.loop_turns import LoopShare, Value
@@ -36,7 +37,6 @@ from dist_net.serving.http.replies import (
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
-from dist_net.spelling import suggestion
 from dist_net.wire.security import OPERATOR
 
 logger = logging.getLogger(__name__)

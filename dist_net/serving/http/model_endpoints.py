@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
-from dist_net.clock import Clock
 from dist_net.errors import BadRequestError, PoolUnavailableError
-from dist_net.release import VERSION
+from dist_net.ground.clock import Clock
+from dist_net.ground.release import VERSION
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import (
     HttpExchange,

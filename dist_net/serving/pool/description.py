@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dist_net.errors import ProtocolError
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
 from dist_net.nets.architecture import Architecture, architecture_from_json, architecture_to_json
 from dist_net.nets.tensor_specs import Specs, record_of, to_bytes
 from dist_net.wire.serving_messages import ARRAYS_KEY, MAX_REQUEST_BYTES, MODEL_NAME

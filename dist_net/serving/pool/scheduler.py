@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
+from dist_net.ground.spelling import suggestion
 from dist_net.serving.pool.costs import SHORT_BATCH_S, size_of
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
@@ -26,7 +27,6 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.versions import ModelVersions
-from dist_net.spelling import suggestion
 from dist_net.wire.serving_messages import BatchDone
 
 WORKER_STARTS_S = 1.0

@@ -16,14 +16,14 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from dist_net.clock import SystemClock
-from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
+from dist_net.ground.clock import SystemClock
+from dist_net.ground.command_line import add_options, add_trust_argument
+from dist_net.ground.release import release
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.entry import FAILED, READY, entry_point, limit_memory, stop_on_signals
-from dist_net.release import release
 from dist_net.serving.worker.loaded_models import LoadedModels, load_network
 from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import WorkerSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_net.errors import DistNetError, ModelLoadError, ProtocolError
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 from dist_net.nn.inference import Prepared
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.pool.description import ModelDescription

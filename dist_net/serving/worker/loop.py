@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from dist_net.clock import Clock
 from dist_net.errors import JoinRefusedError, ServerLostError, ShapeError
+from dist_net.ground.clock import Clock
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.wire.heartbeat import HeartbeatSender

@@ -12,8 +12,8 @@ from typing import Self
 import numpy as np
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.clock import SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
+from dist_net.ground.clock import SystemClock
 from dist_net.images.decoding import BOUNDED_FORMATS, BYTES_PER_PIXEL, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
 from dist_net.nets.architecture import OnnxArchitecture

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import integer
 from dist_net.data import Dataset
 from dist_net.errors import DatasetError, SettingError
+from dist_net.ground.vector import Vector
 from dist_net.nn import Model
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.training.worker.step import TrainingStep
-from dist_net.vector import Vector
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 """The inputs and the targets of a batch."""

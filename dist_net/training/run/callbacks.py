@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 
 from dist_net.errors import SettingError
+from dist_net.ground.vector import Vector
 from dist_net.nn import Model
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.plots import plot_history
 from dist_net.training.worker.local_steps import LocalSteps
-from dist_net.vector import Vector
 
 RISING = "accuracy", "auc", "f1", "precision", "recall"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.gradient_recipe import checked_gradient
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
@@ -18,7 +19,6 @@ from dist_net.training.run.joined_run import offered_by
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import ShuffledRows, local_steps
-from dist_net.vector import Vector
 from dist_net.wire.address import contact_address
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.token import TRAINING, JoinToken

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff import BoundPlan
-from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import CheckpointError, SettingError
+from dist_net.ground.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.nn.losses import TargetMeaning
 from dist_net.training.server.metrics import loss_change
 from dist_net.training.server.settings import RunSettings
-from dist_net.vector import Vector
 
 MAX_BATCH_SIZE, MAX_BATCH_BYTES = 256, 4 << 20  # a net's maps take a hundred times its input
 PROGRESS = 0.01

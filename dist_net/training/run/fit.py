@@ -13,16 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from dist_net.autodiff.arrays import integer
-from dist_net.checkpoint import evaluated_weights
 from dist_net.data import Dataset, records
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
+from dist_net.ground.checkpoint import evaluated_weights
+from dist_net.ground.spelling import explained
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model, Predictor, Weighted
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.optim.ranges import fraction
 from dist_net.processes.terminal import bar_on, plain_console
-from dist_net.spelling import explained
 from dist_net.training.run.batches import Batches, BatchStep, Iteration, pairs
 from dist_net.training.run.callbacks import (
     Callback,
@@ -36,7 +37,6 @@ from dist_net.training.run.callbacks import (
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.run.fit_workers import Workers, divided_steps
 from dist_net.training.worker.step import local_steps
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 

@@ -15,12 +15,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import SegmentError, SettingError
+from dist_net.ground.vector import Vector
 from dist_net.processes.cores import available_cores
 from dist_net.processes.supervisor import RestartBudget
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses, fork_hazard
 from dist_net.training.worker.shared_minibatches import SharedSteps, shared_memory, sharing
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import FEWEST_SAMPLES, MAX_PARTS, LeaseSteps, minibatches_in
 from dist_net.wire.messages import StepSettings
 

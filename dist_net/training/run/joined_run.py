@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.command_line import TRUST
 from dist_net.errors import (
     AccessRefusedError,
     InterruptedRunError,
@@ -20,6 +19,7 @@ from dist_net.errors import (
     ProtocolError,
     SettingError,
 )
+from dist_net.ground.command_line import TRUST
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory

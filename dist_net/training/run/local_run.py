@@ -19,8 +19,6 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any, Self
 
-from dist_net.checkpoint import read_checkpoint, read_resumable_checkpoint
-from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
     DatasetError,
@@ -33,7 +31,10 @@ from dist_net.errors import (
     SettingError,
     SupersededError,
 )
-from dist_net.json_records import record_from_json
+from dist_net.ground.checkpoint import read_checkpoint, read_resumable_checkpoint
+from dist_net.ground.command_line import TRUST
+from dist_net.ground.json_records import record_from_json
+from dist_net.ground.shared_facts import difference
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
@@ -45,7 +46,6 @@ from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.shared_facts import difference
 from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation

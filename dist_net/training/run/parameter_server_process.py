@@ -32,8 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_net.command_line import add_trust_argument
 from dist_net.errors import KeyFileError
+from dist_net.ground.command_line import add_trust_argument
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory

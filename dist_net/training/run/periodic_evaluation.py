@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from dist_net.checkpoint import Checkpoint
 from dist_net.data import Dataset
 from dist_net.errors import FileWriteError
+from dist_net.ground.checkpoint import Checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.vector import Vector
 from dist_net.wire.messages import Snapshot
 
 MAX_SHARE = 0.05  # of the time, for short evaluations; the workers need the cores

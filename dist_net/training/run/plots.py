@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.command_line import importing
+from dist_net.ground.command_line import importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

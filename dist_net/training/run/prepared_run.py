@@ -4,14 +4,14 @@ from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 
-from dist_net.checkpoint import read_resumable_checkpoint
-from dist_net.command_line import AUTO
 from dist_net.data import Dataset
 from dist_net.errors import MissingExtraError, RunDirectoryError
+from dist_net.ground.checkpoint import read_resumable_checkpoint
+from dist_net.ground.command_line import AUTO
+from dist_net.ground.printable import counted
 from dist_net.nets.observer import Following
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.printable import counted
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.local_run import LocalRun, LocalRunSettings

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dist_net.checkpoint import Checkpoint
 from dist_net.errors import JournalDamagedError, JournalMismatchError
+from dist_net.ground.checkpoint import Checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.training.server.journal_records import (
     CHANGEABLE,
     Applied,
@@ -19,7 +20,6 @@ from dist_net.training.server.journal_records import (
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
-from dist_net.vector import Vector
 
 
 class ReplayResult(NamedTuple):

@@ -7,12 +7,12 @@ from typing import Any, Literal, Self
 
 from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
+from dist_net.ground.shared_facts import difference
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named, schedule_named
 from dist_net.optim.ranges import count, use_plain_numbers
 from dist_net.processes.kernels import BITS, FAST, PORTABLE, with_bits
-from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
 from dist_net.training.server.settings import TAKEOVER_AFTER_S, WAITS, RunSettings

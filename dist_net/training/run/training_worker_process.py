@@ -15,8 +15,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.command_line import add_options
 from dist_net.errors import InterruptedRunError, SettingError
+from dist_net.ground.command_line import add_options
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.nets.run_contents import load_run_recipe

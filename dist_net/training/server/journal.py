@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_net.errors import FileWriteError, JournalDamagedError, JournalMismatchError, SettingError
-from dist_net.files import HOST_DISK, Disk
+from dist_net.ground.files import HOST_DISK, Disk
 from dist_net.training.server.journal_records import (
     ANOTHER_RUN,
     BLOCK_BYTES,

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dist_net.errors import JournalDamagedError, JournalMismatchError
+from dist_net.ground.vector import Vector
 from dist_net.training.server.consistency import WHOLE, OuterStep
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 
 BLOCK_BYTES = 64

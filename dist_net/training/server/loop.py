@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
-from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
     DistNetError,
     FileWriteError,
@@ -24,7 +22,10 @@ from dist_net.errors import (
     SegmentError,
     SupersededError,
 )
-from dist_net.files import HOST_DISK, Disk, replacing
+from dist_net.ground.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
+from dist_net.ground.clock import Clock, SystemClock
+from dist_net.ground.files import HOST_DISK, Disk, replacing
+from dist_net.ground.vector import Vector
 from dist_net.training.server.copy_pace import BUSY_SHARE, MAX_PART_BYTES
 from dist_net.training.server.journal import (
     NEVER,
@@ -57,7 +58,6 @@ from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standby_copy import SentState
 from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Follow,
     Followed,

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_net.ground.vector import Vector
 from dist_net.training.server.metrics import RecentSpeed
 from dist_net.training.server.round_plan import LeaseTimes, measured
-from dist_net.vector import Vector
 from dist_net.wire.lateness import Standstill
 from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment, Join

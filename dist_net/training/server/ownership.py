@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
-from dist_net.files import HOST_DISK, Disk, replacing
+from dist_net.ground.files import HOST_DISK, Disk, replacing
 from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.printable import counted
+from dist_net.ground.printable import counted
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH, loss_change
 from dist_net.training.server.slowness import slowness_of

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from dist_net.checkpoint import OPTIMIZER_PREFIX
 from dist_net.errors import SettingError
+from dist_net.ground.checkpoint import OPTIMIZER_PREFIX
+from dist_net.ground.shared_facts import difference
+from dist_net.ground.vector import ArrayShapes
 from dist_net.optim import (
     SGD,
     ConstantRate,
@@ -17,9 +19,7 @@ from dist_net.optim import (
     start_rule,
 )
 from dist_net.optim.ranges import count, use_plain_numbers
-from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
-from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Join, StepSettings

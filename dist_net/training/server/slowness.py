@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from dist_net.printable import counted
+from dist_net.ground.printable import counted
 from dist_net.training.server.members import Member
 
 SLOW_SHARE = 0.6

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
 from dist_net.errors import ProtocolError
-from dist_net.files import HOST_DISK, Disk
+from dist_net.ground.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
+from dist_net.ground.files import HOST_DISK, Disk
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.training.server.state_versions import OUTER_MOMENTUM

@@ -11,7 +11,6 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, suppress
 from typing import Any
 
-from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
     DistNetError,
     InterruptedRunError,
@@ -19,6 +18,7 @@ from dist_net.errors import (
     NoAnswerError,
     ServerLostError,
 )
+from dist_net.ground.clock import Clock, SystemClock
 from dist_net.training.server.copy_pace import MAX_PART_BYTES, CopyWindow
 from dist_net.training.server.loop import Connect, Received, ServerLoop, WorkersSocket
 from dist_net.training.server.standby_copy import RunCopy

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
 from dist_net.training.server.copy_pace import CopyProgress
 from dist_net.training.server.members import NO_WORKER, Member, Membership, Promise, VoterId
 from dist_net.training.server.settings import CONTINUES, RunSettings

@@ -9,8 +9,9 @@ from typing import Self
 
 import numpy as np
 
-from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
+from dist_net.ground.checkpoint import MALFORMED, Checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
@@ -25,7 +26,6 @@ from dist_net.training.server.round_plan import (
 )
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state_versions import StateVersions
-from dist_net.vector import Vector
 from dist_net.wire.lateness import late_after_s
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push

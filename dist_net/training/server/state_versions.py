@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dist_net.checkpoint import evaluated_weights
 from dist_net.errors import CheckpointError
+from dist_net.ground.checkpoint import evaluated_weights
+from dist_net.ground.vector import AVERAGE, Vector
 from dist_net.optim import UpdateRule
 from dist_net.training.server.consistency import OuterStep
-from dist_net.vector import AVERAGE, Vector
 
 OUTER_MOMENTUM = "outer_momentum"
 

@@ -26,7 +26,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from dist_net.errors import JoinRefusedError, ProtocolError, ServerLostError, WorkerRefusedError
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,

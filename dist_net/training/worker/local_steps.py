@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dist_net.ground.vector import Vector
 from dist_net.optim import UpdateRule
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 

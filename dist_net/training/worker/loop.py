@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from dist_net.clock import Clock, SystemClock
 from dist_net.errors import ProtocolError, SegmentError, ServerLostError
+from dist_net.ground.clock import Clock, SystemClock
+from dist_net.ground.vector import Vector
 from dist_net.training.worker.cycle import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -28,7 +29,6 @@ from dist_net.training.worker.cycle import (
     WorkerCycle,
 )
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
-from dist_net.vector import Vector
 from dist_net.wire.handshakes import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import (

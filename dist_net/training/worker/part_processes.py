@@ -28,9 +28,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.errors import DatasetError
+from dist_net.ground.vector import Vector
 from dist_net.processes.entry import terminate_after
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
-from dist_net.vector import Vector
 from dist_net.wire.lateness import Standstill, late_after_s
 from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 from dist_net.wire.messages import StepSettings

@@ -14,9 +14,9 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.ground.vector import Vector
 from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
 from dist_net.training.worker.step import TrainingStep
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import FEWEST_SAMPLES, LeaseSteps
 from dist_net.wire.messages import StepSettings
 

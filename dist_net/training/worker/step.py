@@ -14,6 +14,7 @@ from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import SampleIndices, samples_of
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import LearningRate, schedule_named
@@ -23,7 +24,6 @@ from dist_net.training.worker.local_steps import (
     Minibatch,
     MinibatchGradient,
 )
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import FEWEST_SAMPLES, LeaseSteps
 from dist_net.wire.messages import StepSettings
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.darknet_task import CONFIGURATION, WEIGHTS
+from dist_net.ground.vector import Vector
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.darknet_layers import EPSILON, Avgpool, Convolutional
 from dist_net.nets.darknet.darknet_layers import Shortcut as DarknetShortcut
@@ -24,7 +25,6 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import leaky_relu, linear
 from dist_net.nn.layers import Activation
-from dist_net.vector import Vector
 
 Array = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.timing import LayerStep, round_us, time_layers
-from dist_net.release import VERSION
+from dist_net.ground.release import VERSION
 
 Run = Callable[[], Any]
 

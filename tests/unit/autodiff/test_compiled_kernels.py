@@ -49,7 +49,6 @@ from dist_net.training.worker.step import TrainingStep
 
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
-from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
 from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import epilogues, vectors
@@ -60,6 +59,7 @@ from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winogr
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
 from dist_net.autodiff.kernels.compiled.direct_loops import Direct, products
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
+from dist_net.ground import compiling
 from dist_net.optim import OPTIMIZERS
 
 MODULES = epilogues, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_rows
@@ -593,7 +593,7 @@ def added(x):
     return x + {number}
 """
 LOOP = """
-from dist_net.compiling import WRITTEN, jit
+from dist_net.ground.compiling import WRITTEN, jit
 from part_of_loop import added
 
 

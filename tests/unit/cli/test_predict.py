@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from dist_net.cli import main
+from dist_net.ground.printable import PrintableFormatter
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import model_source
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
-from dist_net.printable import PrintableFormatter
 from image_runs import SIDE, write_run
 
 DIGITS = RecipeArchitecture("digits", "digits", ())

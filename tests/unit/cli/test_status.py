@@ -13,9 +13,9 @@ from rich.console import Console
 from dist_net.cli import main, status
 from dist_net.cli.status import BAR_CELLS, bar, run_line, run_view, staleness_bars
 from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.ground.printable import printable
 from dist_net.nets import observer
 from dist_net.nets.observer import NO_RECORDS
-from dist_net.printable import printable
 from dist_net.training.server.metrics import STALENESS_BUCKETS
 from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings

@@ -13,7 +13,6 @@ from dist_net.errors import EngineMismatchError, ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
-from dist_net.loaded_model import LoadedModel
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.onnx_gate import PixelOptions
 from dist_net.nets.sources.found_model import FoundModel
@@ -29,6 +28,7 @@ from dist_net.nn import (
     mean_squared_error,
 )
 from dist_net.nn.inference import prepare
+from dist_net.python.loaded_model import LoadedModel
 from image_runs import write_run
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.checkpoint import Checkpoint, write_checkpoint
 from dist_net.cli import main
 from dist_net.errors import ModelSourceError, UntrustedRecipeError
+from dist_net.ground.checkpoint import Checkpoint, write_checkpoint
 from dist_net.nets import run_contents
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.nets.recipes.recipe_files import sha256

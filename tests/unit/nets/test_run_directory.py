@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import CheckpointError, RunDirectoryError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe, small_base
 from dist_net.nets.run_contents import calibration_of, read_held_out
 from dist_net.nets.run_directory import RunDirectory, suggest_runs

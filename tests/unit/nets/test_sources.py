@@ -13,7 +13,6 @@ from PIL import Image
 
 import image_runs
 from benchmarks.seeded_weights import seeded_weights
-from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import (
     CheckpointError,
     DatasetError,
@@ -25,8 +24,8 @@ from dist_net.errors import (
     TokenError,
     UntrustedRecipeError,
 )
+from dist_net.ground.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.images.fitting import fit_image
-from dist_net.loaded_model import load
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
@@ -45,6 +44,7 @@ from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
+from dist_net.python.loaded_model import load
 from dist_net.serving.model_reading import described
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot

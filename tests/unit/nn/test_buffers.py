@@ -11,6 +11,7 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import ParameterError, ShapeError
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
 from dist_net.training.run.evaluation import Evaluator
@@ -19,7 +20,6 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Push
 from naming import naming
 

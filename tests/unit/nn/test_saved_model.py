@@ -11,8 +11,8 @@ import pytest
 
 from dist_net import nn
 from dist_net.autodiff import Expression
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import CheckpointError, ModelFileError, ParameterError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nn import Model, network_json
 from dist_net.nn.layers import Described, Sequential
 from naming import naming

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import SettingError, ShapeError
+from dist_net.ground.vector import AVERAGE
 from dist_net.optim import (
     OPTIMIZERS,
     SGD,
@@ -25,7 +26,6 @@ from dist_net.optim import (
 )
 from dist_net.optim.ranges import Floats, all_below
 from dist_net.optim.rule import MIN_COMPILED, STEPS
-from dist_net.vector import AVERAGE
 from naming import naming
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)

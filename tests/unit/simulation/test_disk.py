@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 from simulation.disk import ProcessKilledError, VirtualDisk
 
 OLD, NEW = b"old" * 10, b"new" * 20

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import ProtocolError
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS, Limits, Payloads
 from dist_net.wire.lease_steps import LeaseSteps

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 from dist_net.wire.packing import BLOCK, StatePacking
 
 TRAINED = [1, 2, 3, 5, 255, 256, 257, 845]

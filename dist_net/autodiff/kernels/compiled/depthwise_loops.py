@@ -45,7 +45,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import READ, WRITTEN, jit
+from dist_net.ground.compiling import READ, WRITTEN, jit
 
 SIDE_BY_SIDE = 4
 

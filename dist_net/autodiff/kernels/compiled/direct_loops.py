@@ -42,7 +42,7 @@ from dist_net.autodiff.kernels.convolution.im2row import Im2Row, patches_of
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import POINTWISE, UNPADDED
-from dist_net.compiling import READ, WRITTEN, jit
+from dist_net.ground.compiling import READ, WRITTEN, jit
 
 BLOCK = 16  # columns, of which a multiple can be added to
 PLAIN = Epilogue()

@@ -24,7 +24,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 )
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN
+from dist_net.ground.compiling import BOOLEAN, READ, REAL, WRITTEN
 
 Geometry = tuple[int, int, int, int, int, int]
 

@@ -17,7 +17,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     store,
     traced,
 )
-from dist_net.compiling import INTEGER, READ, WRITTEN, jit
+from dist_net.ground.compiling import INTEGER, READ, WRITTEN, jit
 
 # Lambert's continued fraction for tanh, to its seventh term, as two polynomials of x²: in float32,
 # the error of tanh(2x) is at most 3.1e-7 of the value. Beyond the limit it is 1.

@@ -32,7 +32,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     store,
     traced,
 )
-from dist_net.compiling import INTEGER, READ, REAL, WRITTEN, jit
+from dist_net.ground.compiling import INTEGER, READ, REAL, WRITTEN, jit
 
 # exp(x) = 2^k · exp(r) for the whole number k next to x / log 2; a polynomial is exp(r) (Cephes).
 EXP: tuple[float, ...] = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2)

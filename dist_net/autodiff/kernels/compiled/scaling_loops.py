@@ -25,7 +25,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     store,
     traced,
 )
-from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
+from dist_net.ground.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
 Term = tuple[Pointer, Pointer]  # a matrix and its scales
 

@@ -45,7 +45,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 from dist_net.autodiff.kernels.convolution.winograd import APART, Winograd
 from dist_net.autodiff.kernels.windows import Pair
-from dist_net.compiling import INTEGER, READ, WRITTEN, jit
+from dist_net.ground.compiling import INTEGER, READ, WRITTEN, jit
 
 TileLine = Sequence[Lanes]
 """A row or a column of a tile."""

@@ -9,9 +9,9 @@ import pytest
 
 from dist_net import Recipe
 from dist_net.errors import ModelSourceError, RecipeError, SettingError
+from dist_net.ground.shared_facts import difference
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn import Dense
-from dist_net.shared_facts import difference
 from dist_net.training.run.run_options import RunOptions
 from naming import naming
 

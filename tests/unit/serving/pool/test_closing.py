@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from children import KnownChildren
-from dist_net.clock import SystemClock
+from dist_net.ground.clock import SystemClock
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import PoolSettings

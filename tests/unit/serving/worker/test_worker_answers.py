@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from described import described
-from dist_net.clock import SystemClock
+from dist_net.ground.clock import SystemClock
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.errors import CheckpointError, FileWriteError
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.server.settings import RunSettings
 from naming import naming

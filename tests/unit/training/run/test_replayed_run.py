@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.checkpoint import Checkpoint
 from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
+from dist_net.ground.checkpoint import Checkpoint
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import AdamW, Cosine
 from dist_net.training.run.replayed_run import Replay

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from dist_net.errors import DistNetError, SegmentError
-from dist_net.files import AppendedFile
+from dist_net.ground.files import AppendedFile
+from dist_net.ground.vector import Vector
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Journal
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_journal
 from dist_net.training.server.protocol import ParameterServer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Join,
     Leave,

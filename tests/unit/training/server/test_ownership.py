@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.checkpoint import write_checkpoint
 from dist_net.errors import FileWriteError, SupersededError
+from dist_net.ground.checkpoint import write_checkpoint
 from dist_net.training.server.consistency import WHOLE
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import Received, ServerFiles, ServerLoop, opened_journal

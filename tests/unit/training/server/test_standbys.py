@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from desk import SETTINGS, SIZE, Desk, a_run
-from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import ProtocolError, ServerLostError, SupersededError
+from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.training.server.copy_pace import PROGRESS_S
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import new_run, opened_journal

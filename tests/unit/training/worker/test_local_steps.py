@@ -5,13 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dist_net.ground.vector import Vector
 from dist_net.optim import Adam, Momentum, Optimizer, start_rule
 from dist_net.training.worker.local_steps import (
     LocalSteps,
     Minibatch,
     MinibatchGradient,
 )
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 
 TRAINED = 5000  # long enough for compiled loops

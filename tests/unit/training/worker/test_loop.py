@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.clock import SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
+from dist_net.ground.clock import SystemClock
+from dist_net.ground.vector import Vector
 from dist_net.optim import SGD, UpdateRule
 from dist_net.training.worker.cycle import Compute, Ended
 from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
-from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff import reshape
 from dist_net.data import Dataset, dataset_named, epoch_order
 from dist_net.data.samples import SampleIndices
+from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.nn import (
     Dense,
@@ -24,7 +25,6 @@ from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess
 from dist_net.training.worker.local_steps import Minibatch
 from dist_net.training.worker.step import MAX_PLANS, TrainingStep
-from dist_net.vector import Vector
 
 
 @pytest.fixture(scope="module")

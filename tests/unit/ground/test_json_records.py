@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from dist_net.json_records import record_from_json
+from dist_net.ground.json_records import record_from_json
 
 
 class Point(NamedTuple):

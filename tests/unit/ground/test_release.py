@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_net import release as module
-from dist_net.release import COMPUTING, VERSION, digest_of, release
+from dist_net.ground import release as module
+from dist_net.ground.release import COMPUTING, VERSION, digest_of, release
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SOURCE = '''
 """A module."""

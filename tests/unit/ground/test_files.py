@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 
 
 def files_in(directory: Path) -> list[str]:

@@ -28,7 +28,6 @@ from dist_net.errors import (
 )
 from dist_net.images.fitting import letterbox, pad
 from dist_net.images.labels import Prediction
-from dist_net.loaded_model import IMAGES_AT_ONCE, ClassifiedImage, LoadedModel, export_model, load
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import DarknetArchitecture
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
@@ -39,6 +38,13 @@ from dist_net.nets.sources.net_files import DarknetFiles
 from dist_net.nn import Dense, Field, Layer, Model, NamedOutputs, Scope, Sequential, relu
 from dist_net.nn.inference import prepare as prepare_weights
 from dist_net.nn.losses import cross_entropy_of_probabilities
+from dist_net.python.loaded_model import (
+    IMAGES_AT_ONCE,
+    ClassifiedImage,
+    LoadedModel,
+    export_model,
+    load,
+)
 from naming import naming
 
 TINY = """

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import (
@@ -25,6 +24,8 @@ from dist_net.errors import (
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
+from dist_net.ground.checkpoint import Checkpoint
+from dist_net.ground.vector import Vector
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, top_predictions
@@ -43,7 +44,6 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.training.run.callbacks import EpochResult, History
 from dist_net.training.run.evaluation import Evaluation, Evaluator, evaluate_recipe
 from dist_net.training.run.fit import dataset_of
-from dist_net.vector import Vector
 
 IMAGES_AT_ONCE = 8
 

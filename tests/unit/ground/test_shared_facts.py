@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_net.shared_facts import difference, fingerprint
+from dist_net.ground.shared_facts import difference, fingerprint
 
 SIZES, SEEDS = st.integers(1, 300), st.integers(0, 2**32)
 GRADIENT = "gradient 1.000,0.500,-0.250"

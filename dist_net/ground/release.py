@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dist_net.files import replacing
+from dist_net.ground.files import replacing
 
 VERSION = "0.2.0"
 
@@ -28,7 +28,7 @@ def release() -> str:
     """
     import platformdirs  # for which --version should not wait
 
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     place = hashlib.sha256(bytes(package)).hexdigest()[:16]
     kept = platformdirs.user_cache_path("dist-net", appauthor=False) / f"release-{place}"
     paths = [path for room in COMPUTING for path in (package / room).rglob("*.py")]

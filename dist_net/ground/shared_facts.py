@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from dist_net.vector import Vector
+from dist_net.ground.vector import Vector
 
 REMEDIES = {
     "release": "install the same release of dist_net, unchanged, on both hosts",

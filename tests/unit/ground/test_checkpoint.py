@@ -11,8 +11,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dist_net import checkpoint as module
-from dist_net.checkpoint import (
+from dist_net.errors import (
+    BadInputError,
+    CheckpointError,
+    FileWriteError,
+    NotACheckpointError,
+)
+from dist_net.ground import checkpoint as module
+from dist_net.ground.checkpoint import (
     DIGEST_KEY,
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -22,16 +28,10 @@ from dist_net.checkpoint import (
     read_resumable_checkpoint,
     write_checkpoint,
 )
-from dist_net.errors import (
-    BadInputError,
-    CheckpointError,
-    FileWriteError,
-    NotACheckpointError,
-)
+from dist_net.ground.vector import Vector
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.vector import Vector
 from dist_net.wire.messages import Join
 from naming import naming
 

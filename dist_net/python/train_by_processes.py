@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from dist_net.errors import RecipeError
-from dist_net.loaded_model import Run
+from dist_net.ground.spelling import explained, refuse_options
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
@@ -20,7 +20,7 @@ from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.terminal import plain_console
-from dist_net.spelling import explained, refuse_options
+from dist_net.python.loaded_model import Run
 from dist_net.training.run.callbacks import (
     Callback,
     EpochResult,

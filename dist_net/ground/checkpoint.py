@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dist_net.errors import CheckpointError, FileWriteError, NotACheckpointError
-from dist_net.files import HOST_DISK, Disk, replacing
-from dist_net.vector import AVERAGE, ArrayShapes, Vector, views_of
+from dist_net.ground.files import HOST_DISK, Disk, replacing
+from dist_net.ground.vector import AVERAGE, ArrayShapes, Vector, views_of
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Precedes the names of the optimizer's vectors in the file."""

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import dist_net
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.errors import (
     ModelSourceError,
     RecipeError,
     SettingError,
     UntrustedRecipeError,
 )
+from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nn.inference import softmax
 from image_runs import COLOURS, SIDE, write_calibration, write_run
