@@ -82,7 +82,7 @@ def joining_command(*words: object, address: str, keys: Path | None) -> str:
 
 def install_command(extra: str) -> str:
     """Return the command that installs an extra: of this checkout, or of the installed package."""
-    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+    if (Path(__file__).parents[2] / "pyproject.toml").is_file():
         return f"pip install -e '.[{extra}]'"
     from importlib.metadata import packages_distributions  # late: 15 ms of each process's start
 
