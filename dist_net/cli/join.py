@@ -27,8 +27,9 @@ from dist_net.ground.command_line import (
 )
 from dist_net.ground.printable import counted
 from dist_net.nets.observer import Following
-from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
-from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
+from dist_net.nets.offered_recipe import ImageManifest, OfferedRecipe
+from dist_net.nets.recipe_origins import MANIFEST, ImagesOrigin
+from dist_net.nets.recipes.image_recipe import RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_contents import confirm_code, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
         settings = replace(settings, workers=workers_of(arguments), bits=bits_in(offered.digest))
-        if offered.reference == IMAGES:
+        if isinstance(offered.origin, ImagesOrigin):
             prepare_folder(offered, arguments.data, directory, console, opened)
         else:
             may_fork = prepare_recipe(offered, directory, arguments, console)
@@ -202,7 +203,7 @@ def train_anywhere(
             offered = offered_by(server, ANSWER_TIMEOUT_S)
             recipe = RunOptions.from_json(directory.options.read_text()).recipe
             arguments.data = Path(recipe).parent
-            if recipe == IMAGES:
+            if directory.folder.exists():
                 arguments.data = Path(ImageOptions.read(directory.folder).folder)
             if directory.owner.exists():
                 directory = directory.copy_of_term(term_number(term))
@@ -238,7 +239,7 @@ def standby_of(
         shutil.rmtree(keys, ignore_errors=True)  # of a server before
         write_peer_keys(keys, server.keys, STANDBY)
     following = Following(server, keys, digest=offered.digest)
-    if offered.reference == IMAGES:
+    if isinstance(offered.origin, ImagesOrigin):
         manifest, found = images_of(offered, arguments.data)
         directory.write(directory.folder, manifest.options)
         of_images = ImageOptions.read(directory.folder).for_copy(found.root)
@@ -306,7 +307,7 @@ def prepare_recipe(
 ) -> bool:
     """Prepare recipe and data; return whether a worker may fork: libraries may have threads."""
     offered.keep(directory, data=arguments.data)
-    if offered.is_code:
+    if offered.origin.is_code:
         what = f"the recipe {offered.name!r} of the server's host"
         confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
@@ -315,7 +316,7 @@ def prepare_recipe(
             recipe.load_dataset(fetching)
             return recipe.network is not None
         except RecipeError as error:
-            if offered.is_code and arguments.data is None:
+            if offered.origin.is_code and arguments.data is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise
 

@@ -14,8 +14,8 @@ from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES
 from dist_net.ground.command_line import AUTO, Option, add_options, number_or_auto
+from dist_net.nets.recipe_origins import is_image_folder
 from dist_net.nets.recipes.image_recipe import IMAGES
-from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
@@ -92,7 +92,7 @@ def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
 def is_of_images(recipe: str | None, resumed: RunDirectory | None) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
     if recipe is not None:
-        return recipe not in recipe_names() and Path(recipe).is_dir()
+        return is_image_folder(recipe)
     return resumed is not None and resumed.folder.exists()
 
 

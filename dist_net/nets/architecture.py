@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dist_net.errors import ModelLoadError
 from dist_net.ground.json_records import record_from_json
 
 if TYPE_CHECKING:
-    from dist_net.nets.recipes.recipe import LoadedRecipe
     from dist_net.nn import Model
 
 # ``build`` imports lazily: clients read descriptions of models without building them.
@@ -91,12 +90,6 @@ class RecipeArchitecture:
     path: str
     original: str
     files: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def from_recipe(cls, loaded: LoadedRecipe) -> Self:
-        """Return the architecture of a recipe that this host has loaded."""
-        path = loaded.reference if loaded.is_built_in else str(loaded.path.absolute())
-        return cls(path, loaded.reference, tuple(sorted(loaded.file_digests.items())))
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
         """Return the model. Raise ModelLoadError, and see ``load_recipe_copy``."""

@@ -16,8 +16,7 @@ from dist_net.errors import (
     ProtocolError,
     RecipeError,
 )
-from dist_net.nets.recipes.image_recipe import IMAGES
-from dist_net.nets.recipes.recipe import recipe_names
+from dist_net.nets.recipe_origins import BuiltInOrigin, origin_of
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.handshakes import SETTLED_S, Contact
 from dist_net.wire.messages import (
@@ -191,14 +190,10 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """Return the built-in recipe that a server trains. Raise NoAnswerError, or RecipeError."""
     with Observer(address, keys, timeout_s) as observer:
         reference = str(value_in(observer.status(NO_RECORDS), "recipe", address))
-    if reference == IMAGES:
+    if not isinstance(origin_of(reference), BuiltInOrigin):
         raise RecipeError(
-            f"the server at {address} trains on a folder of images, prepared for its own workers "
-            f"only; start more of them: dist-net train FOLDER --workers N"
-        )
-    if reference not in recipe_names():
-        raise RecipeError(
-            f"the server at {address} trains a recipe file, {reference!r}; pass the path of the "
-            f"same file on this host: dist-net worker PATH --connect {address}"
+            f"the server at {address} trains {reference!r}, which is no built-in recipe; of a "
+            f"Python file, pass the path on this host: dist-net worker PATH --connect {address}. "
+            f"Else let the server's token send the recipe: dist-net join"
         )
     return reference

@@ -6,7 +6,6 @@ manifest goes with a folder of images: the other host checks its copy of the fol
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -17,17 +16,15 @@ from dist_net.data.image_split import PARTS, LabelledImage
 from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.ground.json_records import record_from_json
-from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
-from dist_net.nets.recipes.recipe import LoadedRecipe, own_release, recipe_names
+from dist_net.nets.recipe_origins import MANIFEST, RecipeOrigin, origin_of
+from dist_net.nets.recipes.recipe import LoadedRecipe, own_release
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, digests_of
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.wire.messages import RecipeOffer
 
-MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_FILES = 64
 MAX_FILE_BYTES = 1 << 20
-_PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
 
 class ListedImage(NamedTuple):
@@ -129,8 +126,8 @@ def recipe_offer(
 
     ``manifest``: see ``ImageManifest``; ``options``: of the run, see ``RunOptions.to_json``.
     """
-    is_named = loaded.is_built_in or loaded.reference == IMAGES
-    files = {} if loaded.is_built_in else loaded.files
+    origin = origin_of(loaded.reference)
+    files = origin.files_of(loaded)
     if len(files) > MAX_FILES or any(len(each) > MAX_FILE_BYTES for each in files.values()):
         return None
     if manifest is not None:
@@ -138,7 +135,7 @@ def recipe_offer(
             return None
         files = {**files, MANIFEST: manifest}
     payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
-    reference = loaded.reference if is_named else ""
+    reference = "" if origin.is_code else loaded.reference
     names = json.dumps(class_names)
     name = "".join(each if each.isprintable() else "?" for each in loaded.name)[:128]
     return RecipeOffer(name, reference, recipe_digest, names, options, payloads)
@@ -146,10 +143,10 @@ def recipe_offer(
 
 @dataclass(frozen=True)
 class OfferedRecipe:
-    """A checked recipe of another host; ``reference``: a built-in name, IMAGES, "" for code."""
+    """A checked recipe of another host. The server names no path: it cannot choose a file here."""
 
     name: str
-    reference: str
+    origin: RecipeOrigin
     digest: str
     class_names: tuple[str, ...]
     files: Mapping[str, bytes]
@@ -173,19 +170,15 @@ class OfferedRecipe:
             bytes(name).decode("utf-8", "replace"): bytes(content)
             for name, content in zip(offer.payloads[::2], offer.payloads[1::2], strict=True)
         }
-        if not _has_files_of(offer.reference, files):
+        origin = origin_of(offer.reference)
+        if not origin.has_files(files):
             raise RecipeError(
                 f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
                 f"{sorted(files)!r:.80}; expected the name of a built-in recipe, or {RECIPE_FILE} "
                 f"and Python files"
             )
         names = _class_names(offer.class_names)
-        return cls(offer.name, offer.reference, offer.recipe_digest, names, files, offer.options)
-
-    @property
-    def is_code(self) -> bool:
-        """Whether the recipe is Python code of another host."""
-        return not self.reference
+        return cls(offer.name, origin, offer.recipe_digest, names, files, offer.options)
 
     def keep(
         self, directory: RunDirectory, original: str = "", data: str | Path | None = None
@@ -196,7 +189,7 @@ class OfferedRecipe:
         """
         beside = directory.path if data is None else Path(data).resolve()
         own = str(beside / f"{Path(self.name).name or 'recipe'}.py")
-        reference = self.reference or original or own
+        reference = self.origin.reference or original or own
         options = json.dumps({"recipe": reference, "recipe_files": self.file_digests})
         directory.begin(options, self.files)
 
@@ -213,12 +206,3 @@ def _class_names(text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         raise RecipeError(f"the server's class names are {text[:80]!r}; expected a JSON array")
     return tuple(names)
-
-
-def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
-    """Return whether a recipe of this reference can have these files."""
-    if reference in recipe_names():
-        return not files
-    if reference == IMAGES:
-        return RECIPE_JSON in files and files.keys() <= {RECIPE_JSON, MANIFEST}
-    return not reference and RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))

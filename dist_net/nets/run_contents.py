@@ -17,7 +17,6 @@ from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointError,
     DatasetError,
-    RecipeChangedError,
     RecipeError,
     RunDirectoryError,
     UntrustedRecipeError,
@@ -26,23 +25,12 @@ from dist_net.ground.checkpoint import Checkpoint, read_checkpoint
 from dist_net.ground.command_line import TRUST
 from dist_net.ground.printable import printable
 from dist_net.ground.vector import Vector
-from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
-from dist_net.nets.recipes.recipe import (
-    LoadedRecipe,
-    Recipe,
-    RecipeRecord,
-    built_in_recipe,
-    load_recipe_copy,
-    recipe_names,
-)
-from dist_net.nets.recipes.recipe_files import is_trusted, sha256, trust
+from dist_net.nets.recipe_origins import image_recipe_of, origin_of
+from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
+from dist_net.nets.recipes.recipe_files import is_trusted, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
-from dist_net.nn import Model
-from dist_net.nn.model import SAVED
 
 logger = logging.getLogger(__name__)
-
-MODEL_JSON = "model.json"
 
 
 def read_run(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
@@ -61,30 +49,11 @@ def read_run(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Chec
         raise CheckpointError(f"no run or checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
-    if checkpoint.recipe == IMAGES and record.image_recipe:
-        loaded = ImageRecipe.from_json(record.image_recipe).loaded()
-    elif checkpoint.recipe == SAVED:
-        loaded = saved_recipe(Model.from_json(record.model), file.stem)
-    else:
-        loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
+    loaded = origin_of(checkpoint.recipe).load_at(file, record, trust_recipe)
     if record.files and loaded.file_digests != record.files:
         logger.warning("recipe_changed_since_training name=%s checkpoint=%s", loaded.name, file)
     checkpoint.require_layout(loaded.recipe.layout.shapes)
     return loaded, checkpoint
-
-
-def saved_recipe(model: Model, name: str) -> LoadedRecipe:
-    """Return the recipe of a model that was trained without one; it has no dataset."""
-
-    def no_samples() -> Dataset:
-        raise DatasetError(
-            f"{name} is a saved model, which has no samples of its own; expected those to evaluate "
-            f"it on: dist_net.load(FILE).evaluate(inputs, targets)"
-        )
-
-    shape, dtype = model.input_shape, model.input_dtype
-    recipe = Recipe(model.network, no_samples, shape, model.loss, input_dtype=dtype)
-    return LoadedRecipe(SAVED, name, {MODEL_JSON: model.to_json().encode()}, recipe)
 
 
 def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
@@ -102,30 +71,26 @@ def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
 def calibrated_weights(loaded: LoadedRecipe, checkpoint: Checkpoint) -> Vector:
     """Return the weights of a checkpoint, such that the probabilities are calibrated."""
     weights, calibration = checkpoint.evaluated_weights, calibration_of(checkpoint)
-    if loaded.reference != IMAGES or calibration is None:
+    recipe = image_recipe_of(loaded)
+    if recipe is None or calibration is None:
         return weights
-    return image_recipe_of(loaded).tempered(weights, calibration.temperature)
-
-
-def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
-    """Return the data from which a recipe of images was built."""
-    return ImageRecipe.from_json(loaded.files[RECIPE_JSON])
+    return recipe.tempered(weights, calibration.temperature)
 
 
 def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
     """Return a run's held-out images, as both parts; None without. Raise RunDirectoryError."""
     file = RunDirectory(path if path.is_dir() else path.parent).held_out
-    if loaded.reference != IMAGES or not file.exists():
+    recipe = image_recipe_of(loaded)
+    if recipe is None or not file.exists():
         return None
     try:
         images = np.lib.format.open_memmap(file, mode="r")  # unlike np.load, never of a zip file
         told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         labels = np.array(told["labels"], np.int64)
-        names = image_recipe_of(loaded).class_names
         shape = loaded.recipe.input_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise ValueError(f"images of {images.dtype}{[*images.shape[1:]]}, not {[*shape]}")
-        held_out = Dataset(loaded.name, images, labels, images, labels, names)
+        held_out = Dataset(loaded.name, images, labels, images, labels, recipe.class_names)
         held_out.require_labels(loaded.recipe.targets(held_out).require)
         return held_out
     except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
@@ -166,47 +131,13 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
         record = RecipeRecord.from_json(json.loads(metadata["recipe_record"]))
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError, RecipeError):
         return {}
-    return {} if reference in (IMAGES, *recipe_names()) else record.files
+    return record.files if origin_of(reference).is_code else {}
 
 
 def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
     """Load the recipe of a run in one of its processes. Raise as ``load_recipe_copy`` does."""
-    return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
-
-
-def _recipe(
-    directory: RunDirectory, reference: str, digests: Mapping[str, str], trust_recipe: bool
-) -> LoadedRecipe:
-    if reference in recipe_names():
-        return built_in_recipe(reference)
-    if reference != IMAGES:
-        return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
-    path = directory.image_recipe
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecipeChangedError(
-            f"{path}: {error.strerror}; expected the run's recipe: copy the whole run directory"
-        ) from error
-    if digests and digests.get(RECIPE_JSON) != sha256(content):
-        raise RecipeChangedError(
-            f"{path} has changed since the training; expected the original file. Restore it"
-        )
-    recipe = ImageRecipe.from_json(content)
-    initial = _initial_weights(directory.initial) if directory.initial.exists() else None
-    return recipe.loaded(initial)
-
-
-def _initial_weights(path: Path) -> Vector:
-    try:
-        mapped = np.lib.format.open_memmap(path, mode="r")  # cannot exceed the file's length
-        if mapped.ndim != 1 or mapped.dtype != np.float32:
-            raise ValueError(f"{mapped.dtype}{[*mapped.shape]}")
-    except (OSError, ValueError, OverflowError) as error:
-        raise RecipeError(
-            f"{path}: {error}; expected the run's initial weights, a float32 vector"
-        ) from error
-    return mapped
+    reference, digests = directory.recipe_of_options()
+    return origin_of(reference).load(directory, digests, trust_recipe)
 
 
 def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:

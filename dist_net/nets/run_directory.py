@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.ground.files import replacing
 from dist_net.ground.spelling import closest
-from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
+from dist_net.nets.recipes.image_recipe import RECIPE_JSON
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 
 DEFAULT_PARENT = Path("runs")
@@ -168,7 +168,9 @@ class RunDirectory:
         """
         if self.folder.exists():
             return self.best
-        keeps_best = not self.options.exists() or self._read_options()[2]
+        # Without its folder.json, a run on a folder is still known by its recipe.
+        is_best = self.image_recipe.exists() or not self.options.exists()
+        keeps_best = is_best or self._read_options()[2]
         return self.best if keeps_best and self.best.exists() else self.checkpoint
 
     @contextmanager
@@ -220,7 +222,7 @@ class RunDirectory:
             options = json.loads(self.options.read_bytes())
             files = dict(options.get("recipe_files", {}))
             keeps_best = options.get("keeps_best", True) or options.get("patience")
-            return str(options["recipe"]), files, keeps_best or options["recipe"] == IMAGES
+            return str(options["recipe"]), files, bool(keeps_best)
         except (*UNREADABLE, KeyError, AttributeError) as error:
             raise RunDirectoryError(
                 f"{self.options}: {error!r:.80}; expected a run's options, as training wrote them"

@@ -32,7 +32,8 @@ from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nets.foreign_onnx import open_session
 from dist_net.nets.onnx_base import read_backbone
-from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
+from dist_net.nets.recipe_origins import image_recipe_of
+from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, small_base
 from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources.found_model import FoundModel
@@ -114,8 +115,8 @@ def _run(path: Path, name: str) -> FoundBase:
         )
     loaded, checkpoint = read_run(path)
     recipe = loaded.recipe
-    if loaded.reference == IMAGES:
-        text = ImageRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()
+    if (of_images := image_recipe_of(loaded)) is not None:
+        text = of_images.as_net().to_json()
         base = Base("pictures", name, recipe.input_shape, recipe.fitting, text)
     else:
         base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)

@@ -31,6 +31,7 @@ from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, top_predictions
 from dist_net.nets import run_contents
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
+from dist_net.nets.recipe_origins import saved_recipe
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.sources.found_model import FoundModel, found_model
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
@@ -204,7 +205,7 @@ class LoadedModel:
             loss = cross_entropy_of_probabilities
             model = Model(lambda each, _: each, inputs.shape[1:], loss, np.float32)
         dataset = dataset_of(model, inputs, targets)
-        run_contents.saved_recipe(model, self.name).recipe.require_dataset(dataset)
+        saved_recipe(model, self.name).recipe.require_dataset(dataset)
         return Evaluator(model, dataset)(weights)
 
     def _evaluate_own(self, progress: Progress | None) -> Evaluation:
@@ -325,7 +326,7 @@ def export_model(model: Model | LoadedModel, path: str | Path) -> None:
         found = model.found
     elif isinstance(model, Model):
         weights = model.predictor.weights
-        found = found_model(run_contents.saved_recipe(model, file.stem), weights, model.class_names)
+        found = found_model(saved_recipe(model, file.stem), weights, model.class_names)
     else:
         raise SettingError(
             f"model of type {type(model).__name__}; expected a Model, or one that dist_net.load "

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from dist_net.errors import RecipeError
 from dist_net.ground.spelling import explained, refuse_options
+from dist_net.nets.recipe_origins import is_image_folder
 from dist_net.nets.recipes.image_recipe import IMAGES
-from dist_net.nets.recipes.recipe import load_recipe, recipe_names
+from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.run_files import RunFiles
 from dist_net.optim import Optimizer, optimizer_named
@@ -137,7 +138,7 @@ def train(
             f"recipe or the path of its file. LocalCluster trains a Recipe in threads. {HERE}"
         )
     console = plain_console(quiet=quiet)
-    is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
+    is_folder = is_image_folder(recipe)
     of_recipe = RecipeKeywords.__annotations__.keys()
     known = TrainKeywords.__annotations__ if is_folder else of_recipe
     refuse_options("train", options.keys() - known, [*signature(train).parameters, *known])

@@ -90,7 +90,5 @@ def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES})
-    with pytest.raises(
-        RecipeError, match=naming("tcp://127.0.0.1:1", "dist-net train FOLDER --workers N")
-    ):
+    with pytest.raises(RecipeError, match=naming("tcp://127.0.0.1:1", "dist-net join")):
         recipe_at("tcp://127.0.0.1:1", None, 1.0)

@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.data import FetchEvent
 from dist_net.errors import ModelSourceError
-from dist_net.nets.architecture import RecipeArchitecture
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import model_source
@@ -97,7 +97,7 @@ def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> No
     prepared = prepare(model, training.weights)
     names, weights = data.class_names, training.weights
     found = FoundModel(
-        *(model, RecipeArchitecture.from_recipe(loaded), names, prepared, "key" * 20),
+        *(model, origin_of(loaded.reference).architecture_of(loaded), names, prepared, "key" * 20),
         *(lambda: weights, True),
     )
     settings = WorkerSettings(tmp_path, trust_recipes=True)

@@ -18,6 +18,7 @@ from dist_net.nets.architecture import FolderArchitecture, RecipeArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.sources.found_model import FoundModel
@@ -153,7 +154,13 @@ def digits_model(seed: int = 0) -> FoundModel:
     prepared, key = prepare(model, weights), key_of_vector(model, weights)
     labels = tuple("0123456789")
     return FoundModel(
-        model, RecipeArchitecture.from_recipe(loaded), labels, prepared, key, lambda: weights, True
+        model,
+        origin_of(loaded.reference).architecture_of(loaded),
+        labels,
+        prepared,
+        key,
+        lambda: weights,
+        True,
     )
 
 

@@ -298,10 +298,6 @@ class LoadedRecipe:
     portable: Mapping[str, bytes] | None = None
 
     @property
-    def is_built_in(self) -> bool:
-        return self.reference in recipe_names()
-
-    @property
     def file_digests(self) -> dict[str, str]:
         return digests_of(self.files)
 

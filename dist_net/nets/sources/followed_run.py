@@ -13,7 +13,8 @@ from dist_net.data import Progress
 from dist_net.errors import NoAnswerError, RecipeError, UntrustedRecipeError
 from dist_net.nets.observer import Following, Observer, value_in
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.recipes.recipe import LoadedRecipe, built_in_recipe, recipe_names
+from dist_net.nets.recipe_origins import BuiltInOrigin, origin_of
+from dist_net.nets.recipes.recipe import LoadedRecipe, built_in_recipe
 from dist_net.nets.recipes.recipe_files import is_trusted
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
@@ -97,10 +98,10 @@ class FollowedRun:
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
         """Load a built-in recipe, or one sent by the server, which cannot choose a file to run."""
-        if reference in recipe_names():
+        if isinstance(origin_of(reference), BuiltInOrigin):
             return built_in_recipe(reference)
         offered = OfferedRecipe.from_offer(observer.recipe())
-        if offered.is_code and not (self.trust_recipe or is_trusted(offered.file_digests)):
+        if offered.origin.is_code and not (self.trust_recipe or is_trusted(offered.file_digests)):
             raise UntrustedRecipeError(
                 f"the server at {self.address} trains the recipe of a file, {reference!r}, "
                 f"which is Python code; pass --trust-recipe to run the copy that the server sends"

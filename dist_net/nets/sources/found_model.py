@@ -17,22 +17,17 @@ from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
     Architecture,
     DarknetArchitecture,
-    FolderArchitecture,
-    LayersArchitecture,
     PublishedArchitecture,
-    RecipeArchitecture,
 )
 from dist_net.nets.darknet.published import PUBLISHED
 from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nets.onnx_gate import LETTERBOX
-from dist_net.nets.recipes.image_recipe import IMAGES
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe
-from dist_net.nets.run_contents import MODEL_JSON, image_recipe_of
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.losses import of_label
-from dist_net.nn.model import SAVED
 from dist_net.nn.prepared import key_of_vector
 
 MODELS = (
@@ -167,10 +162,6 @@ def found_model(
 ) -> FoundModel:
     """Return the model of a recipe with these weights and names of its classes."""
     model = loaded.recipe.model
-    architecture: Architecture = RecipeArchitecture.from_recipe(loaded)
-    if loaded.reference == IMAGES:
-        architecture = FolderArchitecture(image_recipe_of(loaded).as_net().to_json())
-    elif loaded.reference == SAVED:
-        architecture = LayersArchitecture(loaded.files[MODEL_JSON].decode())
+    architecture = origin_of(loaded.reference).architecture_of(loaded)
     fitting = fitting or loaded.recipe.fitting
     return FoundModel.of(model, weights, architecture, names, fitting, loaded.name)

@@ -36,6 +36,7 @@ from dist_net.ground.command_line import TRUST
 from dist_net.ground.json_records import record_from_json
 from dist_net.ground.shared_facts import difference
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
@@ -224,7 +225,7 @@ class LocalRun:
 
     def _begin(self) -> None:
         loaded, options = self._loaded, self._options
-        files = {} if loaded.is_built_in else loaded.files
+        files = origin_of(loaded.reference).files_of(loaded)
         self._directory.begin(options.to_json(), files)
         self._write_settings()
         if RECIPE_FILE in files:

@@ -15,7 +15,7 @@ from dist_net.nets.architecture import FolderArchitecture
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
-from dist_net.nets.recipes.recipe import built_in_recipe, own_release
+from dist_net.nets.recipes.recipe import BUILT_IN, built_in_recipe, own_release
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.named_source import model_source
@@ -100,4 +100,4 @@ def test_a_base_loads_a_built_in_recipe_by_name_alone(code: MarkedCode) -> None:
     with pytest.raises(RecipeError):
         built_in_recipe(path)
     assert not code.was_run
-    assert built_in_recipe("digits").is_built_in
+    assert built_in_recipe("digits").path.is_relative_to(BUILT_IN)

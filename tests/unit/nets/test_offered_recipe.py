@@ -28,9 +28,9 @@ def test_a_built_in_recipe_travels_as_its_name(directory: RunDirectory) -> None:
     offer = recipe_offer(load_recipe("digits"), DIGEST)
     assert offer == RecipeOffer("digits", "digits", DIGEST, "[]", "", ())
     offered = OfferedRecipe.from_offer(offer)
-    assert not offered.is_code
+    assert not offered.origin.is_code
     offered.keep(directory)
-    assert load_run_recipe(directory).is_built_in
+    assert load_run_recipe(directory).reference == "digits"
 
 
 def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
@@ -44,7 +44,7 @@ def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
     assert offer is not None
     assert str(tmp_path) not in str(offer)
     offered = OfferedRecipe.from_offer(offer)
-    assert offered.is_code
+    assert offered.origin.is_code
     offered.keep(directory, original="/data/mine.py")
     there = load_run_recipe(directory, trust_recipe=True)
     dataset = loaded.recipe.load_dataset()

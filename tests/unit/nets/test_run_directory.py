@@ -15,7 +15,7 @@ import pytest
 
 from dist_net.errors import CheckpointError, RunDirectoryError
 from dist_net.ground.checkpoint import read_checkpoint
-from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe, small_base
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe, small_base
 from dist_net.nets.run_contents import calibration_of, read_held_out
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from image_runs import write_run
@@ -195,14 +195,15 @@ def test_a_mistyped_run_is_answered_with_the_runs_nearby(
         ({"keeps_best": None}, True, "checkpoint"),
         ({"keeps_best": False, "patience": 3}, True, "best"),  # as earlier releases wrote it
         (None, True, "best"),  # copied without its options
-        ({"recipe": IMAGES, "keeps_best": None}, True, "best"),
+        ({"recipe": IMAGES, "keeps_best": None}, True, "best"),  # without folder.json
     ],
 )
 def test_the_options_decide_which_weights_a_run_stands_for(
     directory: RunDirectory, options: dict[str, Any] | None, has_best: bool, file: str
 ) -> None:
     if options is not None:
-        directory.begin(json.dumps({"recipe": "digits", **options}), {})
+        of_images = {RECIPE_JSON: b"{}"} if options.get("recipe") == IMAGES else {}
+        directory.begin(json.dumps({"recipe": "digits", **options}), of_images)
     directory.write(directory.checkpoint, "last")
     if has_best:
         directory.write(directory.best, "best")

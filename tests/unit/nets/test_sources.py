@@ -33,6 +33,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import recipe_offer
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nets.run_contents import read_run, recipe_code_digests
@@ -109,7 +110,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
     names = loaded.recipe.load_dataset().class_names
     record = RecipeRecord(loaded.file_digests, names, loaded.recipe.fitting).to_json()
     checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
-    if not loaded.is_built_in:
+    if origin_of(loaded.reference).is_code:
         directory.begin(RunOptions("mine").to_json(), loaded.files)
         trust(loaded.file_digests)
     write_checkpoint(directory.checkpoint, checkpoint)

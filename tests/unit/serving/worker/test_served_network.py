@@ -16,6 +16,7 @@ from dist_net.images.fitting import ImageInputs, fit_image
 from dist_net.nets.architecture import DarknetArchitecture, RecipeArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nn import Model, Predictor
@@ -62,7 +63,7 @@ DIGITS = described(
     labels=tuple("0123456789"),
     takes_images=True,
     has_logits=True,
-    architecture=RecipeArchitecture.from_recipe(load_recipe("digits")),
+    architecture=origin_of("digits").architecture_of(load_recipe("digits")),
 )
 
 VECTOR = """
@@ -277,7 +278,7 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
         "digits",
         input_datatype="UINT8",
         has_logits=True,
-        architecture=RecipeArchitecture.from_recipe(loaded),
+        architecture=origin_of(loaded.reference).architecture_of(loaded),
     )
     network = served(description)
     answers = answer(network, [bytes([1, 2, 3, 4])], is_image=False)
