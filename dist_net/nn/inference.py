@@ -264,10 +264,10 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
     raise misfits[0]
 
 
-def import_kernels() -> bool:
+def import_kernels(loops: str = "epilogues") -> bool:
     """Import what all compiled kernels need, in a second; return False without ``fast``."""
     try:
-        import_module("dist_net.autodiff.kernels.compiled.direct_loops")
+        import_module(f"dist_net.autodiff.kernels.compiled.{loops}")
     except ImportError:
         return False
     return True

@@ -204,18 +204,26 @@ LARGE = """
 from dist_net import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential, relu
 network = Sequential(Rescale(), Flatten(), Dense(20_000, relu), Dense(10))
-recipe = Recipe(network=network, dataset="digits", input_shape=(8, 8), epochs=1, optimizer="adam")
+recipe = Recipe(network=network, dataset="digits", input_shape=(8, 8), epochs=3, optimizer="adam")
 """
 """1.5 million parameters: a copy takes longer than some rounds."""
 
 
 def test_a_run_ends_once_its_standby_has_the_last_version(
-    train: Start, stand_by: Start, here: Callable[..., Any], tmp_path: Path
+    train: Start,
+    stand_by: Start,
+    here: Callable[..., Any],
+    eventually: Eventually,
+    tmp_path: Path,
 ) -> None:
     recipe = tmp_path / "large.py"
     recipe.write_text(LARGE)
     first = train("first", recipe=str(recipe))
+    first.says("1 worker joined")
+    os.kill(worker := first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
     second = stand_by("second", first, "--workers", "0")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    os.kill(worker, signal.SIGCONT)
     results = [each.result() for each in (first, second)]
     measured = [here("evaluate", directory_of(each), "--json") for each in (first, second)]
     assert measured[0] == measured[1]
@@ -223,7 +231,7 @@ def test_a_run_ends_once_its_standby_has_the_last_version(
         file = directory_of(command) / "checkpoint.safetensors"
         assert result["version"] == read_checkpoint(file).version
         assert result["test_loss"] == pytest.approx(measured[0]["test_loss"], rel=1e-6)
-    assert results[0]["samples"] == results[1]["samples"] == 1437
+    assert results[0]["samples"] == results[1]["samples"] == 3 * 1437
 
 
 def test_a_standby_without_the_last_version_reports_what_it_has(

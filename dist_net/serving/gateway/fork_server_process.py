@@ -20,7 +20,7 @@ from dist_net.serving.worker import inference_worker_process
 
 def run(_: argparse.Namespace) -> int:
     """Fork until the gateway ends."""
-    import_kernels()
+    import_kernels("direct_loops")  # which most served nets use
     release()  # takes milliseconds, and is cached for all workers
     print(READY, flush=True)
     fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), _forked)
