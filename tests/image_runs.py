@@ -9,8 +9,9 @@ import numpy as np
 
 from dist_net.data import Dataset
 from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.images.labels import Calibration
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
-from dist_net.nets.run_directory import Calibration, RunDirectory
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.run.run_options import RunOptions
 

@@ -1,13 +1,14 @@
-"""The names of a net's classes, and predictions by name, the likeliest first."""
+"""The names of a net's classes, predictions by name, and the calibration of probabilities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import ModelFileError
+from dist_net.errors import ModelFileError, SettingError
 
 
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
@@ -76,3 +77,56 @@ def predictions_of(
         Prediction(index, labels[index] if index < len(labels) else str(index), value)
         for index, value in zip(classes.tolist(), values, strict=True)
     ]
+
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The divisor of the logits, and the probability below which the answer is "unknown".
+
+    ``precision`` is the share of correct answers for which the threshold was chosen. ``proven`` has
+    pairs, rising: a threshold, and the precision that images prove for it. Early runs have none.
+    """
+
+    temperature: float
+    threshold: float
+    precision: float
+    proven: Sequence[tuple[float, float]] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for values out of range, as in a damaged file."""
+        is_temperature = MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        shares = self.threshold, *(share for pair in self.proven for share in pair)
+        are_shares = all(0 <= share <= 1 for share in shares)
+        if not (is_temperature and are_shares and 0 < self.precision <= 1):
+            raise ValueError(f"{self}: no calibration")
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the images prove that the answers reach ``precision``."""
+        return lowest_threshold(self.proven, self.precision) is not None
+
+    def promising(self, precision: float) -> Self:
+        """Return the calibration of another precision; raise SettingError if it is not proven."""
+        if not 0 < precision <= 1:
+            raise SettingError(f"precision={precision:g}: expected above 0, at most 1")
+        if not self.proven:
+            raise SettingError(
+                f"precision={precision:g}: the run is of an earlier release and has one threshold; "
+                f"expected none, or a run that was resumed: dist-net train --resume --run-dir RUN"
+            )
+        threshold = lowest_threshold(self.proven, precision)
+        if threshold is None:
+            raise SettingError(
+                f"precision={precision:g}: the images that the run was judged on prove at most "
+                f"{self.proven[-1][1]:.3f}, however few of them are answered; expected at most "
+                f"that, or more images"
+            )
+        return replace(self, threshold=threshold, precision=precision)
+
+
+def lowest_threshold(proven: Sequence[tuple[float, float]], precision: float) -> float | None:
+    """Return the first threshold that proves ``precision``; None if none does."""
+    return next((threshold for threshold, proves in proven if proves >= precision), None)

@@ -25,10 +25,11 @@ from dist_net.ground.checkpoint import Checkpoint, read_checkpoint
 from dist_net.ground.command_line import TRUST
 from dist_net.ground.printable import printable
 from dist_net.ground.vector import Vector
+from dist_net.images.labels import Calibration
 from dist_net.nets.recipe_origins import image_recipe_of, origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.nets.recipes.recipe_files import is_trusted, trust
-from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
+from dist_net.nets.run_directory import UNREADABLE, RunDirectory, suggest_runs
 
 logger = logging.getLogger(__name__)
 

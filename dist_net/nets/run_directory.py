@@ -7,9 +7,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.errors import RunDirectoryError
 from dist_net.ground.files import replacing
 from dist_net.ground.spelling import closest
 from dist_net.nets.recipes.image_recipe import RECIPE_JSON
@@ -288,56 +287,3 @@ def suggest_runs(path: Path) -> str:
             return f"did you mean {run}?"
     newest = ", ".join(map(str, runs[:RUNS_NAMED]))
     return f"runs nearby, newest first: {newest}" if newest else ""
-
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The divisor of the logits, and the probability below which the answer is "unknown".
-
-    ``precision`` is the share of correct answers for which the threshold was chosen. ``proven`` has
-    pairs, rising: a threshold, and the precision that images prove for it. Early runs have none.
-    """
-
-    temperature: float
-    threshold: float
-    precision: float
-    proven: Sequence[tuple[float, float]] = ()
-
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for values out of range, as in a damaged file."""
-        is_temperature = MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
-        shares = self.threshold, *(share for pair in self.proven for share in pair)
-        are_shares = all(0 <= share <= 1 for share in shares)
-        if not (is_temperature and are_shares and 0 < self.precision <= 1):
-            raise ValueError(f"{self}: no calibration")
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether the images prove that the answers reach ``precision``."""
-        return lowest_threshold(self.proven, self.precision) is not None
-
-    def promising(self, precision: float) -> Self:
-        """Return the calibration of another precision; raise SettingError if it is not proven."""
-        if not 0 < precision <= 1:
-            raise SettingError(f"precision={precision:g}: expected above 0, at most 1")
-        if not self.proven:
-            raise SettingError(
-                f"precision={precision:g}: the run is of an earlier release and has one threshold; "
-                f"expected none, or a run that was resumed: dist-net train --resume --run-dir RUN"
-            )
-        threshold = lowest_threshold(self.proven, precision)
-        if threshold is None:
-            raise SettingError(
-                f"precision={precision:g}: the images that the run was judged on prove at most "
-                f"{self.proven[-1][1]:.3f}, however few of them are answered; expected at most "
-                f"that, or more images"
-            )
-        return replace(self, threshold=threshold, precision=precision)
-
-
-def lowest_threshold(proven: Sequence[tuple[float, float]], precision: float) -> float | None:
-    """Return the first threshold that proves ``precision``; None if none does."""
-    return next((threshold for threshold, proves in proven if proves >= precision), None)

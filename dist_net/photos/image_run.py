@@ -34,10 +34,11 @@ from dist_net.errors import (
 )
 from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.ground.vector import Vector
+from dist_net.images.labels import Calibration
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
-from dist_net.nets.run_directory import Calibration, RunDirectory
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called, joined_weights
 from dist_net.photos.fine_tuning import (
     GAINS,

@@ -12,12 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.run_directory import (
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
-    Calibration,
-    lowest_threshold,
-)
+from dist_net.images.labels import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
 
 Scores = NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.run_directory import Calibration
+from dist_net.images.labels import Calibration
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import JudgedImages, calibration_error, wilson_interval
 from dist_net.photos.unknown_images import LeftOutClass

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from dist_net.errors import SettingError
-from dist_net.nets.run_directory import Calibration, lowest_threshold
+from dist_net.images.labels import Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.nets.run_directory import Calibration
+from dist_net.images.labels import Calibration
 from dist_net.photos.image_report import draw_classes, draw_report
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import class_table, lower_precision, report_content
