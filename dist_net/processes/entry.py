@@ -162,14 +162,18 @@ def raise_descriptor_limit() -> None:
             logger.info("descriptor_limit_kept limit=%d reason=%s", soft, error)
 
 
-def limit_memory(more_bytes: float) -> None:
-    """Let this process reserve ``more_bytes`` beside its memory; infinity removes the limit."""
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = hard
-    if more_bytes < math.inf:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        limit = pages * resource.getpagesize() + int(more_bytes)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+def limit_memory(more_bytes: float, *, is_final: bool = False) -> None:
+    """Let this process reserve ``more_bytes`` beside its memory; infinity removes the limit.
+
+    A limit that ``is_final`` cannot be raised. Without Linux's /proc there is no limit.
+    """
+    limit = hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    with suppress(OSError):
+        if more_bytes < math.inf:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            limit = pages * resource.getpagesize() + int(more_bytes)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit if is_final else hard))
 
 
 def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:

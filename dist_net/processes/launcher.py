@@ -41,10 +41,10 @@ Word = str | Given
 class ProcessSpec:
     """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``; its name is for logs and messages.
 
-    The process ends when its parent, the process that started it, has ended. A process without a
-    module is forked by a pool's fork server. ``cores``: the number of cores that it keeps busy.
-    ``is_server``: the cluster's only server, which writes its state when it is terminated.
-    ``inherited``: file descriptors that a process on this host inherits. ``bits``: see ``kernels``.
+    The process ends when its parent, the process that started it, has ended. ``cores``: the number
+    of cores that it keeps busy. ``is_server``: the cluster's only server, which writes its state
+    when it is terminated. ``inherited``: file descriptors that a process on this host inherits.
+    ``bits``: see ``kernels``.
     """
 
     name: str

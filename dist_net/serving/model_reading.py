@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,7 +39,7 @@ from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import ModelSource, files_of, parse_pool_sources
 from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.processes.entry import entry_point, terminate_after
+from dist_net.processes.entry import entry_point, limit_memory, terminate_after
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import MEMORY_BYTES, MEMORY_PER_BYTE, ModelDescription
 from dist_net.wire.codec import encode
@@ -209,9 +210,8 @@ def answer_file(directory: Path, model: str) -> Path:
 
 def limit_process(memory_bytes: int, computing_s: int, open_files: int) -> None:
     """Limit this process's memory, computing time and open files; it writes no core file."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit_memory(memory_bytes, is_final=True)
     for kind, limit in (
-        (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),
         (resource.RLIMIT_CPU, computing_s),
         (resource.RLIMIT_NOFILE, open_files),
         (resource.RLIMIT_CORE, 0),
@@ -271,6 +271,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main(words: Sequence[str]) -> int:
-    """Run this process with its command line; return the exit code."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run this process with its command line, or with ``words``; return the exit code."""
     return entry_point(add_arguments, run, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

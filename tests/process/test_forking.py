@@ -27,7 +27,7 @@ import os, signal, socket, sys, time
 from pathlib import Path
 from dist_net.processes.fork_server import fork_on_orders
 
-def work(arguments):
+def work(module, arguments):
     _, _, what, gate, *_ = arguments
     print("READY", os.getppid(), os.getpgid(0), len(os.listdir("/proc/self/fd")), flush=True)
     print("a word", file=sys.stderr)
@@ -70,7 +70,7 @@ class Forks:
         self.child = self.launcher.start(self.launcher.fork_server)
 
     def order(self, name: str, what: str) -> None:
-        spec = ProcessSpec(name, "", (what, str(self.gate)))
+        spec = ProcessSpec(name, "work", (what, str(self.gate)))
         self.ordered.append(self.launcher.start(spec))
 
     @property
@@ -202,7 +202,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
     ended: list[int] = []
 
     async def live() -> list[int]:
-        specs = [ProcessSpec("one", "", ("wait", str(logs / "gate")))]
+        specs = [ProcessSpec("one", "work", ("wait", str(logs / "gate")))]
         processes = PoolProcesses(specs, NO_MODELS, logs)
         supervising = processes.start(
             lambda _, child: ended.append(child.process_id), is_member, print
@@ -257,7 +257,7 @@ def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
     members: set[int] = set()
 
     async def live() -> None:
-        specs = [ProcessSpec(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
+        specs = [ProcessSpec(name, "work", ("wait", str(logs / "gate"))) for name in ("one", "two")]
         processes = PoolProcesses(specs, NO_MODELS, logs)
         processes.is_begun = True
         supervising = processes.start(

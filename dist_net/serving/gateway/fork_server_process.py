@@ -17,20 +17,21 @@ from dist_net.processes.fork_server import fork_on_orders
 from dist_net.serving import model_reading
 from dist_net.serving.worker import inference_worker_process
 
+MODULES = {each.__name__: each for each in (model_reading, inference_worker_process)}
+
 
 def run(_: argparse.Namespace) -> int:
     """Fork until the gateway ends."""
     import_kernels("direct_loops")  # which most served nets use
     release()  # takes milliseconds, and is cached for all workers
     print(READY, flush=True)
-    fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), _forked)
+    fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), _run_module)
     return 0
 
 
-def _forked(words: Sequence[str]) -> int:
-    """Run a forked process with its command line; return the exit code."""
-    is_reader = model_reading.READ_OPTION in words
-    return model_reading.main(words) if is_reader else inference_worker_process.main(words)
+def _run_module(module: str, words: Sequence[str]) -> int:
+    code: int = MODULES[module].main(words)
+    return code
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dist_net.ground.clock import Clock
 from dist_net.ground.files import read_regular_file
 from dist_net.processes.child import RunningChild
 from dist_net.processes.launcher import ProcessSpec
+from dist_net.serving import model_reading
 from dist_net.serving.model_reading import MAX_COMPUTING_S, READ_OPTION, UNREQUESTED, answer_file
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import ReadModel, RemoveArrays
@@ -97,7 +98,7 @@ class ModelReaders:
             answer_file(self._directory, model).unlink()
         words = READ_OPTION, str(version), *self._words[model]
         until_s = math.inf if version == UNREQUESTED else now + MAX_READ_S
-        child = self._start(ProcessSpec(f"reader-{model}", "", words))
+        child = self._start(ProcessSpec(f"reader-{model}", model_reading.__name__, words))
         self._readings[model] = _Reading(child, version, until_s)
 
     def _advance(

@@ -89,7 +89,8 @@ class PoolProcesses:
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
         self._supervising = loop.create_task(self._supervise())
-        self._here.add(self._local.fork_server)
+        if self._local.can_adopt:
+            self._here.add(self._local.fork_server)
         for spec in self._workers:
             self._here.add(partial(self._with_credential, spec))
         self._start_on_ray()
@@ -109,14 +110,14 @@ class PoolProcesses:
         return credential in self._credentials.values()
 
     def is_running(self, credential: str) -> bool:
-        """Return whether ``/proc`` lists this host's process as running, not stopped or dead."""
+        """Return whether this host's process has not ended and, by ``/proc``, is not stopped."""
         child = self._child(credential)
         if child is None or child.exit_code is not None or child.host != socket.gethostname():
             return False
-        with suppress(OSError):
+        with suppress(OSError):  # a system without /proc
             state = Path(f"/proc/{child.process_id}/stat").read_text().rpartition(")")[2].split()[0]
             return state not in "TtZX"
-        return False
+        return True
 
     def kill(self, credential: str, reason: str) -> None:
         """Kill a worker, even if it hangs or is stopped."""

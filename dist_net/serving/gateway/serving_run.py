@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.processes.entry import READY, entry_point
-from dist_net.processes.launcher import ProcessSpec
+from dist_net.processes.launcher import ProcessSpec, Word
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.serving.gateway.client_ledger import ClientLedger
@@ -123,9 +123,9 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
         worker_ids = iter(partial(secrets.randbits, WORKER_ID_BITS), None)
         names, now = options.names, clock.now()
         pool = Pool(options.pool, names, processes, worker_ids, now, release())
-        if places.ray is not None:
-            places.ray.serve_at(*places.workers.contact_addresses)
-            processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)
+        if (ray := places.ray) is not None:
+            ray.serve_at(*places.workers.contact_addresses)
+            processes.add_ray(ray, partial(_worker, options, ray.worker_options), options.workers)
         ledger = ClientLedger(options.queue_bytes, options.quota)
         gateway = Gateway(pool, places.workers, processes.kill, processes.read, clock, ledger)
         with _naming("--http"):
@@ -271,27 +271,20 @@ def _pool_sources(
 
 def _workers(options: ServingOptions, address: str, directory: Path) -> list[ProcessSpec]:
     """Return the workers of this host."""
-    words = ("--connect", address, "--directory", str(directory), *_worker_options(options))
+    words = ("--connect", address, "--directory", str(directory))
     names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
-    return [ProcessSpec(name, "", (*words, "--name", name)) for name in names]
+    return [_worker(options, words, name) for name in names]
 
 
-def _worker_options(options: ServingOptions) -> list[str]:
-    worker = ["--threads", str(options.threads)]
-    worker += ["--max-batch-size", str(options.pool.max_batch_size)]
-    worker += ["--max-pixels", str(options.max_pixels)]
-    if not options.is_reproducible:
-        worker.append("--no-reproducible")
-    if options.trust_recipe:
-        worker.append("--trust-recipe")
-    return worker
-
-
-def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
-    """A worker on one of Ray's nodes."""
-    arguments = (*RayCluster.worker_options, *_worker_options(options), "--name", name)
+def _worker(options: ServingOptions, where: Sequence[Word], name: str) -> ProcessSpec:
+    """Return a worker with the arguments ``where``: of this host, or of one of Ray's nodes."""
+    words = [*where, "--name", name, "--threads", str(options.threads)]
+    words += ["--max-batch-size", str(options.pool.max_batch_size)]
+    words += ["--max-pixels", str(options.max_pixels)]
+    words += [] if options.is_reproducible else ["--no-reproducible"]
+    words += ["--trust-recipe"] if options.trust_recipe else []
     module = "dist_net.serving.worker.inference_worker_process"
-    return ProcessSpec(name, module, arguments, cores=options.threads)
+    return ProcessSpec(name, module, tuple(words), cores=options.threads)
 
 
 def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "HttpServer":

@@ -17,7 +17,7 @@ def test_a_fork_server_is_killed_only_if_it_has_sent_no_message(
 ) -> None:
     killed: list[bool] = []
     forks: Any = ForkingProcesses("module", tmp_path)
-    process = forks.start(ProcessSpec("worker", "", ()))  # waits for a fork server
+    process = forks.start(ProcessSpec("worker", "module", ()))  # waits for a fork server
     forks._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     forks._socket.setblocking(False)
     forks._child = SimpleNamespace(kill=lambda: killed.append(True), exit_code=None)
