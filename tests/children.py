@@ -1,4 +1,19 @@
-"""The children of a gateway for tests without processes."""
+"""The processes that tests start, and the children of a gateway for tests without processes."""
+
+import ctypes
+import signal
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LIBC = ctypes.CDLL(None)
+
+
+def end_with_the_tests() -> None:
+    """Have the kernel kill this new process when pytest ends, however: by Ctrl-C or by a signal.
+
+    A ``preexec_fn`` of commands that outlive their parent on purpose, such as ``dist-net serve``,
+    when no fixture gets to end them. Their own children follow by the package's rules.
+    """
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 class KnownChildren:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from children import end_with_the_tests
 from dist_net.cli import main
 from dist_net.errors import NoAnswerError
 from dist_net.nets.observer import NO_RECORDS, Observer
@@ -36,12 +37,17 @@ def wait_until(holds: Callable[[], Any]) -> Any:
 class Command:
     """A running ``dist-net COMMAND``, whose output is written to files in its directory.
 
-    ``prefix`` is a command that runs it, such as one that enters a network namespace. One that
-    ``draws`` has matplotlib, which takes a second of CPU to draw a run, and scipy.
+    ``prefix`` is a command that runs it, such as one that enters a network namespace. ``packages``
+    is a directory in front of the installed packages, by default without the drawing of a run,
+    which takes a second of CPU; None changes nothing.
     """
 
     def __init__(
-        self, directory: Path, arguments: Sequence[str], prefix: Sequence[str], draws: bool
+        self,
+        directory: Path,
+        arguments: Sequence[str],
+        prefix: Sequence[str] = (),
+        packages: Path | None = HIDDEN_PACKAGES,
     ) -> None:
         self._stdout, self._stderr = directory / "stdout", directory / "stderr"
         self.temporary = directory / "t"
@@ -50,8 +56,8 @@ class Command:
             "TMPDIR": str(self.temporary),
             "XDG_STATE_HOME": str(directory / "state"),
         }
-        if not draws:
-            environment["PYTHONPATH"] = str(HIDDEN_PACKAGES)
+        if packages is not None:
+            environment["PYTHONPATH"] = str(packages)
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-P", "-m", "dist_net", *arguments],
@@ -60,6 +66,7 @@ class Command:
                 stderr=stderr,
                 cwd=directory,
                 env=environment,
+                preexec_fn=end_with_the_tests,
             )
 
     @property
@@ -168,9 +175,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts a command; those that still run when the test is over are killed."""
     commands: list[Command] = []
 
-    def start_command(*arguments: str, prefix: Sequence[str] = (), draws: bool = False) -> Command:
+    def start_command(*arguments: str, **options: Any) -> Command:
         directory = tmp_path / f"c{len(commands)}"  # short: sockets lie below
-        commands.append(Command(directory, arguments, prefix, draws))
+        commands.append(Command(directory, arguments, **options))
         return commands[-1]
 
     yield start_command

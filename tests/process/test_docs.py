@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
+from children import end_with_the_tests
 from dist_net.cli import parse
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +186,12 @@ class Reader:
         said = self.directory / f"{name}.output"
         with said.open("w") as output:
             process = subprocess.Popen(
-                words, cwd=self.directory, env=self._environment, stdout=output, stderr=output
+                words,
+                cwd=self.directory,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=end_with_the_tests,
             )
         self._running.append((name, process))
         sign = {"serve": "READY", "parameter-server": "--connect"}.get(name, "")

@@ -8,6 +8,8 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -32,6 +34,7 @@ from dist_net.nn.inference import Inference, prepare
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
 
+OTHER_SYSTEM = Path(__file__).parent / "other_system"
 ROWS = np.random.default_rng(0).random((32, *TINY_SHAPE), np.float32)
 
 
@@ -89,9 +92,9 @@ def net(tmp_path):
 def serve(start, eventually):
     """Starts a pool on ports that the system chooses."""
 
-    def serve_models(*arguments: str) -> Pool:
+    def serve_models(*arguments: str, **options: Path) -> Pool:
         where = "--http", "127.0.0.1:0"
-        return Pool(start("serve", *arguments, *where), eventually)
+        return Pool(start("serve", *arguments, *where, **options), eventually)
 
     return serve_models
 
@@ -440,6 +443,41 @@ def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
     assert set(children) == {"fork-server", *workers}
     pool.command.process.kill()
     eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
+
+
+def test_a_pool_starts_answers_and_ends_without_a_fork_server(serve, net, expected, eventually):
+    pool = serve(net.source, "--workers", "2", packages=OTHER_SYSTEM)
+    workers = pool.all_workers(2)
+    assert pool.command.children == workers
+    os.kill(workers["worker-0"], signal.SIGKILL)
+    eventually(lambda: pool.workers().get("worker-0") not in (None, workers["worker-0"]))
+    with Client(pool.address, timeout_s=60) as client:
+        np.testing.assert_array_equal(client.infer(net.name, ROWS[:8]).probabilities, expected[:8])
+        assert client.reload(net.name) == 2
+    workers = pool.all_workers(2)
+    pool.command.process.kill()
+    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in workers.values()))
+
+
+def test_a_pool_ends_with_the_tests_that_started_it_even_if_these_are_killed(tmp_path, eventually):
+    net = write_net(TINY, tmp_path / "net")
+    words = "serve", net.source, "--workers", "1", "--http", "127.0.0.1:0"
+    tests = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    script = f"""
+import sys, time
+from pathlib import Path
+sys.path[:0] = {tests!r}
+from conftest import Command, wait_until
+command = Command(Path({str(tmp_path)!r}), {words!r})
+wait_until(lambda: "READY" in command.stdout)
+print(command.process.pid, *command.child_ids, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as killed:
+        processes = killed.stdout.readline().split()
+        killed.kill()
+    assert len(processes) >= 3
+    eventually(lambda: not any(Path(f"/proc/{int(each)}/exe").exists() for each in processes))
 
 
 def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):

@@ -154,7 +154,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
 ) -> None:
     run = tmp_path / "run"
     asked = ["train", counting, "--epochs", "100000", "--workers", "3", "--run-dir", str(run)]
-    interrupted = start(*asked, "--json", draws=True)
+    interrupted = start(*asked, "--json", packages=None)
     # More than a checkpoint holds the records of.
     interrupted.report(lambda report: len(report["workers"]) == 3 and report["samples"] > 80 * 256)
     assert len(interrupted.children) == 4

@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     start: Start, photos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    report = start("train", str(photos), "--run-dir", str(run), "--json", draws=True).result()
+    report = start("train", str(photos), "--run-dir", str(run), "--json", packages=None).result()
     assert set(REPORTED) < report.keys()
     assert report["recipe"] == "photos"
     assert report["test_accuracy"] > 0.6
