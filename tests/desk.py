@@ -2,13 +2,17 @@
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_net.ground.vector import Vector
+from dist_net.training.server.journal import JournalFile
 from dist_net.training.server.protocol import ParameterServer, SendToPeer, ServerCommand
+from dist_net.training.server.server_files import OpenServerFiles, ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.wire.lateness import MAX_LOOK_S
@@ -41,6 +45,12 @@ SIZE, STATE_SIZE = 6, 7
 
 def vector(value: float, size: int = SIZE) -> Vector:
     return np.full(size, value, np.float32)
+
+
+def opened_journal(path: Path, run: RunState, threads: int = 1) -> closing[JournalFile]:
+    """Return the journal of a server that begins, or resumes, the run."""
+    files = ServerFiles(path.with_name("checkpoint"), path, 60.0, threads=threads)
+    return closing(OpenServerFiles(files, run).journal)
 
 
 def a_run(**settings: Any) -> RunState:

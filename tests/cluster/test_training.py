@@ -35,6 +35,7 @@ from dist_net.training.run import local_cluster
 from dist_net.training.run.fit import SingleProcess
 from dist_net.training.run.local_cluster import LocalCluster
 from dist_net.training.server import loop as process
+from dist_net.training.server import server_files
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.state_versions import OUTER_MOMENTUM
@@ -439,7 +440,7 @@ class Disk:
         self.failures = 0
         self.is_quick = threading.Event()
         self.is_quick.set()
-        monkeypatch.setattr(process, "write_checkpoint", self._write)
+        monkeypatch.setattr(server_files, "write_checkpoint", self._write)
 
     def _write(self, *arguments: Any) -> None:
         assert self.is_quick.wait(30)

@@ -105,7 +105,7 @@ class RunChecks:
         run = self.run
         assert run is not None
         records = RunState.accept(run, member, push, now)
-        self._longest_round_s = max(self._longest_round_s, run._last_round_s)
+        self._longest_round_s = max(self._longest_round_s, run.strategy.last_round_s)
         if isinstance(records, str):
             require(self.breaks_gradients, f"a result is refused: {records}")
         elif records:

@@ -13,14 +13,9 @@ import numpy as np
 
 from dist_net.errors import DistNetError, SegmentError
 from dist_net.ground.vector import Vector
-from dist_net.training.server.loop import (
-    Received,
-    ServerFiles,
-    ServerLoop,
-    new_run,
-    opened_journal,
-)
-from dist_net.training.server.ownership import next_term
+from dist_net.training.server.loop import Machine, Received, ServerLoop, opened_server
+from dist_net.training.server.ownership import RunOwnership, next_term
+from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
@@ -419,6 +414,16 @@ class LoopProcess(VirtualProcess):
         self._context.close()
 
 
+class UnclaimedTerm(RunOwnership):
+    """The term of the only server of a run directory."""
+
+    def __init__(self, term: int) -> None:
+        self.term = term
+
+    def require(self) -> None:
+        """Nobody else claims the directory."""
+
+
 class ServerProcess(LoopProcess):
     """A server that begins the run, or resumes from its host's disk."""
 
@@ -444,25 +449,19 @@ class ServerProcess(LoopProcess):
         if disk.exists(CHECKPOINT):
             checkpoint = checkpoint_on(disk, CHECKPOINT)
         weights = np.zeros(self._settings.vector_size, np.float32)
-        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
-        vars(run)["accept"] = self._checks.accept
-        journal = self._context.enter_context(
-            opened_journal(
-                JOURNAL,
-                run,
-                term=next_term(self._checks.term, self.random),
-                sync=self._options.sync,
-                disk=disk,
-                clock=self.clock,
-            )
-        )
-        self._checks.begin(run, journal)
-        self.schedule.note(self.name, "continues from version %d", run.store.version)
+        begin = weights if checkpoint is None else checkpoint
         socket = self._listen()
         socket.on_send = self._checks.sent
-        files = ServerFiles(CHECKPOINT, JOURNAL, self._options.checkpoint_every_s, 2)
-        self.loop = ServerLoop(run, socket, files, journal, self.clock, disk, self._share)
-        self._drive(self.loop.turns(VirtualWriter(self)))
+        term = UnclaimedTerm(next_term(self._checks.term, self.random))
+        every_s, sync = self._options.checkpoint_every_s, self._options.sync
+        files = ServerFiles(CHECKPOINT, JOURNAL, every_s, 2, sync, ownership=term)
+        machine = Machine(self.clock, disk, self._share, self.random)
+        opened = opened_server(socket, self._settings, begin, files, machine=machine)
+        loop = self.loop = self._context.enter_context(opened)
+        vars(loop.run)["accept"] = self._checks.accept
+        self._checks.begin(loop.run, loop.files.journal)
+        self.schedule.note(self.name, "continues from version %d", loop.version)
+        self._drive(loop.turns(VirtualWriter(self)))
 
     def _share(self, vectors: int, size: int) -> VirtualSegment:
         try:

@@ -15,18 +15,19 @@ from dist_net.ground.files import replacing
 from dist_net.training.server import succession
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import (
+    Machine,
+    OtherHosts,
     Received,
-    ServerFiles,
     ServerLoop,
-    new_run,
-    opened_journal,
+    opened_server,
 )
 from dist_net.training.server.members import NO_WORKER, VoterId
 from dist_net.training.server.ownership import RunOwnership
+from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
-from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.training.server.standbys import NOTHING, Remembered, RunPlace
 from dist_net.wire.messages import Follow, Followed, Join, Message, Shutdown
 from dist_net.wire.security import STANDBY
 from dist_net.wire.standbys import Standby
@@ -172,36 +173,30 @@ class RunProcess(LoopProcess):
 
     @contextmanager
     def _opened(self, remembered: Remembered, after: int) -> Iterator[ServerLoop]:
-        """As ``opened_server_at``, on the virtual disk."""
+        """As ``opened_run`` of the server's process, on the virtual disk."""
         disk, checkpoint = self._at.disk, None
         if disk.exists(CHECKPOINT):
             checkpoint = checkpoint_on(disk, CHECKPOINT)
         ownership = RunOwnership(OWNER, self.host, disk, after, self.random)
         weights = np.zeros(self._settings.vector_size, np.float32)
-        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
         assert self._socket is not None
-        term, sync = ownership.term, self._options.sync
-        with opened_journal(
-            JOURNAL, run, term=term, sync=sync, disk=disk, clock=self.clock
-        ) as journal:
-            self._checks.begin(self, run, journal, disk, self._at.memory)
+        files = ServerFiles(
+            *(CHECKPOINT, JOURNAL, self._options.checkpoint_every_s, 1, self._options.sync),
+            *(STANDBYS, ownership),
+        )
+        others = OtherHosts(RunPlace(self.host, self._at.place, remembered), connect=self._reach)
+        machine = Machine(self.clock, disk, self._share, self.random)
+        begin = weights if checkpoint is None else checkpoint
+        with opened_server(self._socket, self._settings, begin, files, others, machine) as loop:
+            self._checks.begin(self, loop.run, loop.files.journal, disk, self._at.memory)
             self._require_silence()
             self._require_newest()
             self._require_majority()
             self.begun_s = self.schedule.now_s
             begun = "begins term %x after %x with version %d; others: %s"
-            self.schedule.note(self.name, begun, term, after, run.store.version, remembered)
-            every_s = self._options.checkpoint_every_s
-            files = ServerFiles(CHECKPOINT, JOURNAL, every_s, standbys=STANDBYS)
-            self.loop = ServerLoop(
-                *(run, self._socket, files, journal, self.clock, disk, self._share),
-                ownership=ownership,
-                host=self.host,
-                own=self._at.place,
-                remembered=remembered,
-                connect=self._reach,
-            )
-            yield self.loop
+            self.schedule.note(self.name, begun, loop.term, after, loop.version, remembered)
+            self.loop = loop
+            yield loop
 
     def _require_silence(self) -> None:
         """Check that a standby begins a term after the server has been silent.

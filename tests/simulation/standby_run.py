@@ -20,8 +20,8 @@ from dist_net.errors import (
 from dist_net.optim import SGD, Adam, Optimizer
 from dist_net.processes.supervisor import RestartBudget
 from dist_net.training.server import (
+    copy_desk,
     copy_pace,
-    loop,
     round_plan,
     standby_loop,
     standbys,
@@ -69,7 +69,7 @@ SHORTER = (
     (round_plan, "MINIBATCHES", MINIBATCHES),
     (copy_pace, "MIN_PART_BYTES", 200),
     (copy_pace, "MIN_WINDOW_BYTES", 300),
-    *((each, "MAX_PART_BYTES", MAX_PART_BYTES) for each in (copy_pace, loop, standby_loop)),
+    *((each, "MAX_PART_BYTES", MAX_PART_BYTES) for each in (copy_pace, copy_desk, standby_loop)),
     (standby_loop, "COPYING_S", 0.02),
     (standbys, "FORGOTTEN_AFTER_S", 15.0),
     (succession, "VISIT_S", 5.0),
@@ -234,7 +234,7 @@ class StandbyRun:
             follows = self._served_by(process)
         elif isinstance(error, InterruptedRunError) and "has not arrived" in str(error):
             serving = [each.loop for each in self.processes.values() if each.loop is not None]
-            has_journal = all(each._journal.error is None for each in serving)
+            has_journal = all(each.files.journal.error is None for each in serving)
             require(not has_journal, f"the {process.name} ends: {error}")
             return
         else:

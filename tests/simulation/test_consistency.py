@@ -14,7 +14,6 @@ from dist_net.optim import SGD, Momentum, Optimizer
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.wire.lateness import LATE_S
 from simulation.network import Link
@@ -50,8 +49,7 @@ def cluster_of(
 ) -> TimedCluster:
     mode = Consistency.parse(consistency)
     run_settings = replace(RUN_SETTINGS, consistency=mode, local_steps=local_steps, **changed)
-    run = RunState(run_settings, np.zeros(5, np.float32))
-    return TimedCluster(run, steps_s, gradient_of_line, links)
+    return TimedCluster(run_settings, steps_s, gradient_of_line, links)
 
 
 def weights_of_one_process() -> Vector:
@@ -167,8 +165,9 @@ def test_every_sample_is_applied_though_workers_and_servers_come_and_go(
             cluster.kill(next(iter(cluster.workers.values())))
     for _ in range(resumes_at):
         cluster.step()
-    run = RunState.resumed(cluster.run.settings, cluster.run.checkpoint(), 1000)
-    for each in (TimedCluster(run, [0.02, 0.03], gradient_of_line), cluster):
+    begin = cluster.run.checkpoint()
+    resumed = TimedCluster(cluster.run.settings, [0.02, 0.03], gradient_of_line, resumed_from=begin)
+    for each in (resumed, cluster):
         each.until_finished()
         assert each.run.ledger.applied_samples == RUN_SETTINGS.samples_total
         assert np.isfinite(each.run.store.state).all()

@@ -12,7 +12,6 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.wire.lateness import LATE_S
 from simulation.network import Link
@@ -43,8 +42,7 @@ def cluster_of(
     steps_s: Sequence[float], links: Sequence[Link] = (), **settings: Any
 ) -> TimedCluster:
     run_settings = replace(RUN_SETTINGS, **settings)
-    run = RunState(run_settings, np.zeros(run_settings.vector_size, np.float32))
-    return TimedCluster(run, steps_s, counted, links)
+    return TimedCluster(run_settings, steps_s, counted, links)
 
 
 def share_of_speeds(cluster: TimedCluster, steps_s: Sequence[float]) -> float:

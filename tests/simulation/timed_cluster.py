@@ -8,8 +8,10 @@ from itertools import count
 
 import numpy as np
 
-from dist_net.training.server.loop import TICK_S, ServerFiles, ServerLoop, opened_journal
-from dist_net.training.server.state import RunState
+from dist_net.ground.checkpoint import Checkpoint
+from dist_net.training.server.loop import TICK_S, Machine, opened_server
+from dist_net.training.server.server_files import ServerFiles
+from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
 from simulation.disk import VirtualDisk
 from simulation.invariants import CHECKPOINT, JOURNAL
@@ -28,13 +30,13 @@ class TimedCluster:
 
     def __init__(
         self,
-        run: RunState,
+        settings: RunSettings,
         steps_s: Sequence[float],
         gradient_at: GradientFunction,
         links: Sequence[Link] = (),
         network: VirtualNetwork | None = None,
+        resumed_from: Checkpoint | None = None,
     ) -> None:
-        self.run = run
         self.gradient_at = gradient_at
         self.network = network or VirtualNetwork(TracedSchedule())
         self.schedule = self.network.schedule
@@ -46,11 +48,12 @@ class TimedCluster:
         share = partial(self._memory.share, next(self._process_ids))
         disk = VirtualDisk(np.random.default_rng(0))
         self._context = ExitStack()
-        journal = self._context.enter_context(
-            opened_journal(JOURNAL, run, disk=disk, clock=self.schedule)
-        )
         files = ServerFiles(CHECKPOINT, JOURNAL, math.inf)
-        self._loop = ServerLoop(run, self._socket, files, journal, self.schedule, disk, share)
+        begin = resumed_from or np.zeros(settings.vector_size, np.float32)
+        machine = Machine(self.schedule, disk, share)
+        opened = opened_server(self._socket, settings, begin, files, machine=machine)
+        self._loop = self._context.enter_context(opened)
+        self.run = self._loop.run
         self.server = self._loop._server
         own: Sequence[Link | None] = links or [None] * len(steps_s)
         for index, (step_s, link) in enumerate(zip(steps_s, own, strict=True)):

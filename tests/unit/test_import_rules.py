@@ -58,7 +58,7 @@ PARTS = {
 # What decides does no input or output: all of these folders, but for the modules named.
 PURE_FOLDERS = {
     "dist_net.serving.pool": "",
-    "dist_net.training.server": "loop standby_loop",
+    "dist_net.training.server": "loop standby_loop server_files copy_desk",
     "dist_net.training.worker": "loop part_processes",
 }
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}

@@ -21,19 +21,22 @@ from typing import Any, Self
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import ProcessFailedError, RecipeError, RunOverdueError
+from dist_net.ground.checkpoint import read_resumable_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.loop import ServerFiles, opened_server
+from dist_net.training.server.loop import opened_server
+from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.worker import step
 from dist_net.training.worker.cycle import Ended
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
+from dist_net.wire.transport import ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
 MAX_THREADS = 65  # a server and workers
@@ -125,17 +128,12 @@ class LocalCluster:
             client_keys = load_peer_keys(self.keys, CLIENT)
         temporary = stack.enter_context(temporary_directory())
         path = self.checkpoint or temporary / "checkpoint.safetensors"
-        self._server, addresses = stack.enter_context(
-            opened_server(
-                settings,
-                lambda: recipe.initial_weights(seed),
-                ServerFiles(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S),
-                [self.listen],
-                server_keys,
-                resumes=self.resume,
-            )
-        )
-        self.address = addresses[0]
+        begin = read_resumable_checkpoint(path) if self.resume else recipe.initial_weights(seed)
+        longest = 4 * settings.packing.result_size
+        socket = stack.enter_context(ServerSocket([self.listen], server_keys, longest))
+        files = ServerFiles(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S)
+        self._server = stack.enter_context(opened_server(socket, settings, begin, files))
+        self.address = socket.contact_addresses[0]
         self._observer = stack.enter_context(Observer(self.address, client_keys))
         stack.enter_context(threadpool_limits(1))
         self._threads = stack.enter_context(ThreadPoolExecutor(MAX_THREADS, "dist-net"))

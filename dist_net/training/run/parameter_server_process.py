@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.errors import KeyFileError
+from dist_net.ground.checkpoint import read_resumable_checkpoint
 from dist_net.ground.command_line import add_trust_argument
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
@@ -41,11 +42,12 @@ from dist_net.processes.entry import LACKS, STANDBY, StartReports, entry_point, 
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.successor import remembered_in
-from dist_net.training.server.loop import Connect, ServerFiles, ServerLoop, opened_server_at
+from dist_net.training.server.loop import Connect, OtherHosts, ServerLoop, opened_server
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
+from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
-from dist_net.training.server.standbys import Remembered
+from dist_net.training.server.standbys import Remembered, RunPlace
 from dist_net.wire.address import bracketed, host_towards
 from dist_net.wire.security import admit_only, admitted_by, load_peer_keys, load_server_keys
 from dist_net.wire.standbys import Standby
@@ -173,35 +175,31 @@ def opened_run(
                 facts["keys"] = admitted_by(arguments.keys)
         return facts
 
-    with opened_server_at(
-        listening,
-        settings,
-        lambda: loaded.recipe.initial_weights(settings.seed),
-        ServerFiles(
-            directory.checkpoint,
-            directory.journal,
-            options.checkpoint_every_s,
-            options.keep_checkpoints,
-            options.sync,
-            directory.standbys,
-        ),
-        resumes=arguments.resume or after is not None,
-        threads=arguments.threads,
-        ownership=ownership,
-        offer=recipe_offer(
-            loaded,
-            settings.recipe_digest,
-            settings.recipe_record["class_names"],
-            manifest,
-            options.to_json(),
-        ),
-        host=socket.gethostname(),
-        own=own,
-        remembered=remembered,
-        more_facts=more_facts,
-        may_follow=listening.may_follow,
-        connect=connect,
-    ) as loop:
+    files = ServerFiles(
+        directory.checkpoint,
+        directory.journal,
+        options.checkpoint_every_s,
+        options.keep_checkpoints,
+        options.sync,
+        directory.standbys,
+        ownership,
+        arguments.threads,
+    )
+    resumes, seed = arguments.resume or after is not None, settings.seed
+    begin = (
+        read_resumable_checkpoint(directory.checkpoint)
+        if resumes
+        else loaded.recipe.initial_weights(seed)
+    )
+    class_names, words = settings.recipe_record["class_names"], options.to_json()
+    others = OtherHosts(
+        RunPlace(socket.gethostname(), own, remembered),
+        recipe_offer(loaded, settings.recipe_digest, class_names, manifest, words),
+        more_facts,
+        listening.may_follow,
+        connect,
+    )
+    with opened_server(listening, settings, begin, files, others) as loop:
         yield loop
         for host in loop.lacking:
             print(f"{LACKS} {host}", flush=True)

@@ -170,5 +170,5 @@ class Replay:
         state = local.state
         if applied.is_packed:
             state = packing.pack_result(rounded, state)
-        result = self._run.result_of(state, base, applied.is_packed)
+        result = self._run.store.result_of(state, base, applied.is_packed)
         return result, local.loss_sum, local.correct

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -158,6 +159,18 @@ class JournalLag(NamedTuple):
     error: str | None = None
 
 
+@dataclass
+class OnDisk:
+    """What is on the disk: the version of the checkpoint, and the journal's lag at the last look.
+
+    ``checkpoint_error``: why the last checkpoint was not written.
+    """
+
+    checkpoint_version: int | None = None
+    checkpoint_error: str | None = None
+    journal: JournalLag = field(default_factory=JournalLag)
+
+
 class JournalFile:
     """A journal opened for appending, by the server that started last.
 
@@ -188,7 +201,7 @@ class JournalFile:
         self._unwritten = bytearray()
         self._write_error: str | None = None
         self._sync_error: str | None = None
-        self._appended_bytes = self._synced_bytes = 0
+        self._written_bytes = self._synced_bytes = 0
         self._oldest_unsynced_s = now
         self._appended_since_sync_s: float | None = None  # when first, since the last one began
         try:
@@ -213,23 +226,27 @@ class JournalFile:
 
     def lag(self, now: float) -> JournalLag:
         """Return the lag of the disk behind the journal."""
-        unsynced_bytes = self._appended_bytes - self._synced_bytes
+        unsynced_bytes = self._unsynced_bytes
         unsynced_s = now - self._oldest_unsynced_s if unsynced_bytes else 0.0
         return JournalLag(unsynced_bytes, unsynced_s, len(self._unwritten), self.error)
 
+    @property
+    def _unsynced_bytes(self) -> int:
+        return self._written_bytes + len(self._unwritten) - self._synced_bytes
+
     def append(self, content: bytes = b"", now: float = 0.0) -> None:
         """Append encoded records, after those that could not be written before, in one write."""
-        self._unwritten += content
         if content:
-            if self._appended_bytes == self._synced_bytes:
+            if not self._unsynced_bytes:
                 self._oldest_unsynced_s = now
             if self._appended_since_sync_s is None:
                 self._appended_since_sync_s = now
-            self._appended_bytes += len(content)
+        self._unwritten += content
         try:
             while self._unwritten:
                 written = self._file.write(self._unwritten)
                 del self._unwritten[:written]
+                self._written_bytes += written
             self._write_error = None
         except OSError as error:
             self._write_error = self._why(error)
@@ -244,8 +261,7 @@ class JournalFile:
         """
         # In this order, records appended meanwhile count as unsynced.
         self._appended_since_sync_s = None
-        unwritten_bytes = len(self._unwritten)
-        written_bytes = self._appended_bytes - unwritten_bytes
+        written_bytes, has_unwritten = self._written_bytes, bool(self._unwritten)
         try:
             self._file.sync()
         except OSError as error:
@@ -253,7 +269,7 @@ class JournalFile:
             raise FileWriteError(self._sync_error) from error
         self._sync_error = None
         self._synced_bytes = max(self._synced_bytes, written_bytes)  # two syncs may overlap
-        if self._appended_since_sync_s is not None and not unwritten_bytes:
+        if self._appended_since_sync_s is not None and not has_unwritten:
             self._oldest_unsynced_s = self._appended_since_sync_s
         if self._write_error is not None:
             raise FileWriteError(self._write_error)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from random import Random, SystemRandom
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,30 +20,12 @@ from dist_net.errors import (
     SegmentError,
     SupersededError,
 )
-from dist_net.ground.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
+from dist_net.ground.checkpoint import Checkpoint
 from dist_net.ground.clock import Clock, SystemClock
-from dist_net.ground.files import HOST_DISK, Disk, replacing
+from dist_net.ground.files import HOST_DISK, Disk
 from dist_net.ground.vector import Vector
-from dist_net.training.server.copy_pace import BUSY_SHARE, MAX_PART_BYTES
-from dist_net.training.server.journal import (
-    NEVER,
-    UNUSABLE,
-    JournalFile,
-    put_aside,
-    read_tail,
-    sync_interval_s,
-)
-from dist_net.training.server.journal_records import (
-    CHANGEABLE,
-    Checkpointed,
-    JournalRecord,
-    Started,
-    WorkersCounted,
-    encode_record,
-    run_identity,
-    sha256_of,
-)
-from dist_net.training.server.ownership import RunOwnership, next_term
+from dist_net.training.server.copy_desk import CopyDesk, MoreFacts
+from dist_net.training.server.journal_records import Checkpointed
 from dist_net.training.server.protocol import (
     Forget,
     ParameterServer,
@@ -54,9 +34,9 @@ from dist_net.training.server.protocol import (
     SendToPeer,
     ServerCommand,
 )
+from dist_net.training.server.server_files import OpenServerFiles, ServerFiles
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.standby_copy import SentState
-from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.training.server.standbys import ALONE, RunPlace
 from dist_net.training.server.state import RunState
 from dist_net.wire.messages import (
     Follow,
@@ -70,10 +50,9 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.standbys import NOWHERE, Standby
-from dist_net.wire.transport import ClientSocket, ServerConnection, ServerSocket
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ClientSocket, ServerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +66,6 @@ BASE, RESULT = 0, 1
 POLL_S = 0.01  # while the last checkpoint is written
 LAST_TRIES = 3
 RETRY_AFTER_S = 1.0
-
-_RANDOM = SystemRandom()
 
 Received = tuple[bytes, Message] | None
 
@@ -104,6 +81,8 @@ class WorkersSocket(Protocol):
 
 
 NOTIFY_EVERY_S = 1.5
+LOOKED_FOR_S = 3.0
+"""How long a server without a majority that is to end looks for another one."""
 
 Connect = Callable[[Standby], ServerConnection]
 
@@ -145,187 +124,90 @@ def create_memory(vectors: int, size: int) -> SharedVectors | None:
     return Segment.create(vectors, size) if available() else None
 
 
-def new_run(
-    settings: RunSettings,
-    initial_weights: Callable[[], Vector],
-    resumed_from: Checkpoint | None,
-    random: Random = _RANDOM,
-) -> RunState:
-    """Return a new or resumed run."""
-    # Ids count up from a random number. Otherwise a resumed server could assign a new worker the
-    # id of a surviving one, and mix up their heartbeats.
-    first_worker_id = 1 + random.getrandbits(48)
-    if resumed_from is None:
-        return RunState(settings, initial_weights(), first_worker_id)
-    return RunState.resumed(settings, resumed_from, first_worker_id)
+@dataclass(frozen=True)
+class Machine:
+    """What a server uses of its machine; a simulation has virtual ones.
 
-
-@contextmanager
-def opened_journal(
-    path: Path,
-    run: RunState,
-    *,
-    term: int | None = None,
-    threads: int = 1,
-    sync: str = NEVER,
-    disk: Disk = HOST_DISK,
-    clock: Clock | None = None,
-) -> Iterator[JournalFile]:
-    """Yield the open journal of a new or resumed run, and close it at the end.
-
-    ``term``: of the claim on the run directory; None: without one, the first. ``threads`` is the
-    thread count of each worker on this host; ``sync``: see ``sync_interval_s``. Records after the
-    checkpoint are removed: their samples are in the pool again. A journal that cannot be continued,
-    such as one of another release of dist_net, is renamed, and a new one begins;
-    ``run.resume_warnings`` reports both. Raise ``FileWriteError`` if the journal cannot be written.
-    """
-    settings, version = run.settings, run.store.version
-    changeable = (getattr(settings, name) for name in CHANGEABLE)
-    started = Started(version, next_term(0) if term is None else term, threads, *changeable)
-    identity = run_identity(settings.recipe_digest, settings.seed)
-    kept_bytes = 0
-    if run.is_resumed and disk.exists(path):
-        try:
-            tail = read_tail(path, identity, version, disk)
-        except UNUSABLE as error:
-            kept = put_aside(path, disk)
-            run.resume_warnings.append(
-                f"the journal cannot be continued from version {version:,} ({error}); it was "
-                f"renamed to {kept}, and a new journal begins"
-            )
-        else:
-            kept_bytes = tail.kept_bytes
-            if tail.last_version > version:
-                run.resume_warnings.append(
-                    f"{tail.samples:,} samples are done again: they were applied after the resumed "
-                    f"checkpoint, in versions {version + 1:,} to {tail.last_version:,}"
-                )
-            run.metrics.samples_done_again += tail.samples
-            if tail.counted is not None:
-                run.metrics.continue_counting(tail.counted.joined, tail.counted.lost)
-        for warning in run.resume_warnings:
-            logger.warning("resumed version=%d warning=%s", version, warning)
-    now = (clock or SystemClock()).now()
-    journal = JournalFile(
-        path, kept_bytes, identity, started, sync_interval_s(sync), now=now, disk=disk
-    )
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-class ServerFiles(NamedTuple):
-    """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
-
-    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``. ``standbys`` holds
-    the record of them for a restarted server; None: none may follow.
+    ``create_memory`` creates the memory that a worker of this host shares with the server.
     """
 
-    checkpoint: Path
-    journal: Path
-    checkpoint_every_s: float
-    keep_checkpoints: int = 1
-    sync: str = NEVER
-    standbys: Path | None = None
+    clock: Clock = field(default_factory=SystemClock)
+    disk: Disk = HOST_DISK
+    create_memory: CreateMemory = create_memory
+    random: Random = field(default_factory=SystemRandom)
+
+
+@dataclass(frozen=True)
+class OtherHosts:
+    """What a server needs for the other hosts of its run; ``offer`` is its recipe.
+
+    ``may_follow`` returns whether a public key is a standby's. ``connect`` reaches other servers of
+    the run, to which this one shows its term.
+    """
+
+    place: RunPlace = ALONE
+    offer: RecipeOffer | None = None
+    more_facts: MoreFacts = lambda _: {}
+    may_follow: Callable[[str], bool] = lambda _: True
+    connect: Connect = lambda place: ClientSocket(place.address)
+
+
+NO_OTHERS = OtherHosts()
+THIS_MACHINE = Machine()
 
 
 @contextmanager
 def opened_server(
+    socket: WorkersSocket,
     settings: RunSettings,
-    initial_weights: Callable[[], Vector],
+    begin: Vector | Checkpoint,
     files: ServerFiles,
-    listen: Sequence[str],
-    keys: ServerKeys | None = None,
-    *,
-    resumes: bool = False,
-) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
-    """Yield a server's loop, and its addresses; see ``ServerSocket`` and ``opened_server_at``."""
-    longest = 4 * settings.packing.result_size
-    with (
-        ServerSocket(listen, keys, longest) as socket,
-        opened_server_at(socket, settings, initial_weights, files, resumes=resumes) as loop,
-    ):
-        yield loop, socket.contact_addresses
-
-
-@contextmanager
-def opened_server_at(
-    socket: ServerSocket,
-    settings: RunSettings,
-    initial_weights: Callable[[], Vector],
-    files: ServerFiles,
-    *,
-    resumes: bool,
-    threads: int = 1,
-    ownership: RunOwnership | None = None,
-    **of_loop: Any,
+    others: OtherHosts = NO_OTHERS,
+    machine: Machine = THIS_MACHINE,
 ) -> Iterator[ServerLoop]:
-    """Yield the loop of a server at this socket; see ``opened_journal`` and ``ServerLoop``."""
-    checkpoint = read_resumable_checkpoint(files.checkpoint) if resumes else None
-    run = new_run(settings, initial_weights, checkpoint)
-    term = None if ownership is None else ownership.term
-    with opened_journal(files.journal, run, term=term, threads=threads, sync=files.sync) as journal:
-        yield ServerLoop(run, socket, files, journal, ownership=ownership, **of_loop)
+    """Yield the loop of a server that begins a run from its weights, or resumes a checkpoint."""
+    run = RunState.begun(settings, begin, machine.random)
+    opened = OpenServerFiles(files, run, others.place.remembered, machine.clock, machine.disk)
+    with closing(opened):
+        yield ServerLoop(run, socket, opened, others, machine)
 
 
 class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
-    ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
-    each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
-    of this host shares with the server. ``host``, ``own`` and ``remembered``: see ``Standbys``;
-    ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
-    the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
-    ``connect`` reaches other servers of the run, to which this one shows its term.
+    ``socket`` and ``files`` are borrowed. ``turns`` is the loop as a generator that yields before
+    each wait; ``serve`` drives it and waits.
     """
 
     def __init__(
         self,
         run: RunState,
         socket: WorkersSocket,
-        files: ServerFiles,
-        journal: JournalFile,
-        clock: Clock | None = None,
-        disk: Disk = HOST_DISK,
-        create_memory: CreateMemory = create_memory,
-        offer: RecipeOffer | None = None,
-        ownership: RunOwnership | None = None,
-        host: str = "",
-        own: Standby = NOWHERE,
-        remembered: Remembered = NOTHING,
-        more_facts: Callable[[bool], dict[str, Any]] = lambda _: {},
-        may_follow: Callable[[str], bool] = lambda _: True,
-        connect: Connect = lambda place: ClientSocket(place.address),
+        files: OpenServerFiles,
+        others: OtherHosts,
+        machine: Machine,
     ) -> None:
-        self._run = run
+        self.run = run
+        self.files = files
         self._socket = socket
-        self._files = files
-        self._ownership = ownership
-        self._next_claim_check_s = 0.0
-        self._journal = journal
-        self._next_sync_s = 0.0
-        self._sync: Future[None] | None = None  # the last one
-        self._clock = clock or SystemClock()
-        self._disk = disk
-        self._create_memory = create_memory
-        self._server = ParameterServer(run, journal.term, offer, host, own, remembered)
-        self._more_facts = more_facts
-        self._may_follow = may_follow
-        self._remembered = remembered
+        self._clock = machine.clock
+        self._create_memory = machine.create_memory
+        place, term = others.place, files.journal.term
+        self._server = ParameterServer(run, term, others.offer, place, files.on_disk)
+        self._desk = CopyDesk(self._server, files, others.more_facts)
+        self._may_follow = others.may_follow
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
         self._is_suspended = False
-        self._counted = run.metrics.workers_joined, run.metrics.workers_lost
-        began = self.term, 0, self.term, self.version, run.ledger.applied_samples
-        notice = Follow(host, own.address, *began, 0, 0, 0, 0.0, 0.0, serves=True)
-        self._others = OtherServers(connect, notice)
+        began = term, 0, term, self.version, run.ledger.applied_samples
+        notice = Follow(place.host, place.own.address, *began, 0, 0, 0, 0.0, 0.0, serves=True)
+        self._others = OtherServers(others.connect, notice)
 
     @property
     def version(self) -> int:
         """The version of the weights."""
-        return self._run.store.version
+        return self.run.store.version
 
     @property
     def term(self) -> int:
@@ -366,21 +248,22 @@ class ServerLoop:
 
         ``writer`` writes checkpoints and, in parallel, syncs the journal. See ``serve``.
         """
-        if self._run.is_resumed:
-            self._take_resumed(self._run.checkpoint())
-        else:
-            self._is_written(self._write_checkpoint(self._run.checkpoint()))
+        self.files.write_first_checkpoint()
         ready()
         try:
             yield from self._serve_until_stopped(writer)
             try:
                 if self._server.diverges:
                     raise NotFiniteError(self._server.stop_reason)
+                yield from self._require_no_other_server()
                 yield from self._serve_until_kept(writer)
             except (FileWriteError, NotFiniteError):
                 yield from self._see_workers_off()
                 raise
             yield from self._see_workers_off()
+        except SupersededError:
+            self.files.writes_until_s = -math.inf  # a checkpoint may be on its way to the disk
+            raise
         finally:
             for worker_id in tuple(self._shared):
                 self._shared.pop(worker_id).close()
@@ -389,7 +272,7 @@ class ServerLoop:
     def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
-        next_checkpoint = next_tick + self._files.checkpoint_every_s
+        next_checkpoint = next_tick + self.files.checkpoint_every_s
         while self._server.stop_reason is None:
             self._handle((yield TICK_S))
             now = self._clock.now()
@@ -397,43 +280,62 @@ class ServerLoop:
                 continue
             next_tick = now + TICK_S
             yield from self._drain()
-            self._server.standbys.keep(self._may_follow, now)
-            self._others.notify(self._server.standbys.elsewhere(now), now)
+            self._look_for_others(now)
             with suppress(OSError):
-                self._remember()
+                self.files.remember(self._server.standbys.remembered)
             self._carry_out(self._server.tick(now))
-            self._look_after_journal(now, writer)
+            self.files.look_after_journal(now, writer)
+            if self.files.journal.is_given_up:
+                error = self.files.journal.error
+                self._server.stop(f"too many unwritten journal records in memory: {error}")
             if self._stop_requested is not None:
                 self._server.stop(self._stop_requested, is_suspended=self._is_suspended)
             if written is not None and written.done():
-                self._take_written(written)
+                self.files.take_written(written)
                 written = None
-            if now >= next_checkpoint and written is None:
-                next_checkpoint = now + self._files.checkpoint_every_s
-                written = writer.submit(self._write_checkpoint, self._run.checkpoint())
+            if next_checkpoint <= now < self.files.writes_until_s and written is None:
+                next_checkpoint = now + self.files.checkpoint_every_s
+                written = writer.submit(self.files.write_checkpoint, self.run.checkpoint())
         while written is not None and not written.done():
             self._handle((yield POLL_S))
+
+    def _look_for_others(self, now: float) -> None:
+        """Raise SupersededError if another server answers that it continues the run."""
+        standbys = self._server.standbys
+        standbys.keep(self._may_follow, now)
+        self._others.notify(standbys.elsewhere(now), now)
+        self.files.writes_until_s = standbys.majority_until_s()
+
+    def _require_no_other_server(self) -> Generator[float, Received, None]:
+        """Look for other servers for a moment if there may be one, before the last checkpoint."""
+        until_s = self._clock.now() + LOOKED_FOR_S
+        while (now := self._clock.now()) < until_s:
+            self._look_for_others(now)
+            if now < self.files.writes_until_s:
+                break
+            self._handle((yield TICK_S))
+        self.files.writes_until_s = math.inf
 
     def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
         """Write the last checkpoint; answer meanwhile, so that no worker considers the run lost.
 
         First retry the journal's unwritten records: no checkpoint may be ahead of the journal.
         """
-        last, is_kept = self._run.checkpoint(), False
+        last, is_kept = self.run.checkpoint(), False
         for attempt in range(1, LAST_TRIES + 1):
-            self._record()
+            self.files.record()
             if not is_kept:
-                written = writer.submit(self._write_checkpoint, last)
+                written = writer.submit(self.files.write_checkpoint, last)
                 while not written.done():
                     self._handle((yield POLL_S))
-                is_kept = self._take_written(written)
-            if is_kept and self._journal.error is None:
+                is_kept = self.files.take_written(written)
+            if is_kept and self.files.journal.error is None:
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
             while attempt < LAST_TRIES and self._clock.now() < again_s:
                 self._handle((yield POLL_S))
         written.result()
-        logger.error("journal_ends_early error=%s", self._journal.error)
+        logger.error("journal_ends_early error=%s", self.files.journal.error)
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until all peers know that the run is over, and have its last state."""
@@ -445,7 +347,7 @@ class ServerLoop:
                 server.lets_copy, server.ended_s = False, math.inf
             if server.awaited(now):
                 until_s = now + STOP_GRACE_S
-            elif now >= until_s or not (len(self._run.members) or server.standbys.text):
+            elif now >= until_s or not (len(self.run.members) or server.standbys.text):
                 break
             self._handle((yield TICK_S))
             now = self._clock.now()
@@ -472,7 +374,8 @@ class ServerLoop:
                     message = message._replace(shares_memory=joining is not None)
             commands = self._server.handle(node, message, self._clock.now())
             if isinstance(message, Follow):
-                self._remember()  # before the answer: it may begin another term
+                # Before the answer: the standby may begin another term.
+                self.files.remember(self._server.standbys.remembered)
             self._carry_out(commands, joining)
         except SupersededError:
             raise
@@ -498,9 +401,11 @@ class ServerLoop:
                 case SendToPeer(node, message):
                     self._socket.send(node, message)
                 case SendCopy(node, follow):
-                    self._send_copy(node, follow)
+                    is_busy = self._sends_states
+                    answer = self._desk.answer(follow, self._clock.now(), is_link_busy=is_busy)
+                    self._socket.send(node, answer)
                 case Record(records):
-                    self._record(*records)
+                    self.files.record(*records)
                 case Forget(worker_id):
                     if (shared := self._shared.pop(worker_id, None)) is not None:
                         shared.close()
@@ -516,126 +421,16 @@ class ServerLoop:
             reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
-    def _send_copy(self, node: bytes, follow: Follow) -> None:
-        """Answer a standby: with a part of a state if it requests one, else of the journal."""
-        standbys, start = self._server.standbys, follow.state_bytes
-        journal_at, version, journal, facts, part = 0, 0, b"", b"", memoryview(b"")
-        follower, size = standbys.follower(follow), min(follow.part_bytes, MAX_PART_BYTES)
-        copy = follower.copy
-        # A standby receives a vote first, unless the votes cannot change at present, or matter.
-        has_ended = self._server.stop_reason is not None
-        has_vote = has_ended or math.isfinite(follower.promise.since_s)
-        if not size:
-            journal_at = follow.journal_bytes if follow.term == self.term else 0
-            journal = self._disk.read(self._files.journal, journal_at, MAX_PART_BYTES)
-        elif not start and has_vote and self._journal.error is None:
-            more_facts = self._more_facts(copy.version is None)
-            state = SentState(self._run, self._disk.size(self._files.journal), more_facts)
-            facts = state.facts
-            if state.version != copy.version:
-                copy.sends(state, self._clock.now())
-                part = state.part(0, size)
-            version = state.version
-        elif copy.sent is not None and self._continues(copy.sent, follow):
-            part, version = copy.sent.part(start, size), follow.state_version
-        others = json.dumps(standbys.remembered, ensure_ascii=False)
-        run = self.term, follow.sent_s, self.version, standbys.host, others, standbys.text
-        share = BUSY_SHARE if self._sends_states else 1.0
-        parts = journal, facts, part
-        self._socket.send(node, Followed(*run, journal_at, version, start, share, parts))
-
-    def _continues(self, state: SentState, follow: Follow) -> bool:
-        """Return whether this is the state requested, and no newer one is the run's last."""
-        is_last = state.version == self.version or self._server.stop_reason is None
-        return is_last and state.version == follow.state_version
-
     @property
     def _sends_states(self) -> bool:
         """Whether states are on their way to workers of other hosts."""
-        remote = [each.node for each in self._run.members.members if not each.shared]
+        remote = [each.node for each in self.run.members.members if not each.shared]
         return any(map(self._socket.has_unread, remote))
-
-    def _remember(self) -> None:
-        """Write down who may begin another term, for the next start of the server."""
-        known = self._server.standbys.remembered
-        has_standbys = known.standbys or self._remembered.standbys
-        if known != self._remembered and has_standbys and self._files.standbys is not None:
-            with replacing(self._files.standbys, self._disk) as partial:
-                self._disk.write(partial, json.dumps(known).encode())
-            self._remembered = known
 
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""
         try:
-            return self._create_memory(2, self._run.store.state.size)
+            return self._create_memory(2, self.run.store.state.size)
         except SegmentError as error:
             logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
             return None
-
-    def _record(self, *records: JournalRecord) -> None:
-        now = self._clock.now()
-        if now >= self._next_claim_check_s:
-            self._require_ownership(now)
-        self._journal.append(b"".join(map(encode_record, records)), now)
-
-    def _require_ownership(self, now: float = 0.0) -> None:
-        """Raise SupersededError if another server has taken over the run directory."""
-        self._next_claim_check_s = max(self._next_claim_check_s, now + TICK_S)
-        if self._ownership is not None:
-            self._ownership.require()
-
-    def _look_after_journal(self, now: float, writer: Executor) -> None:
-        """Retry unwritten records, report the lag, and sync the journal if a sync is due."""
-        journal, metrics = self._journal, self._run.metrics
-        counted = metrics.workers_joined, metrics.workers_lost
-        changed = [] if counted == self._counted else [WorkersCounted(self.version, *counted)]
-        self._record(*changed)
-        self._counted = counted
-        lag = journal.lag(now)
-        if lag.error != self._server.journal_lag.error:
-            logger.error("journal_error_changed error=%s", lag.error)
-        self._server.journal_lags(lag)
-        if journal.is_given_up:
-            self._server.stop(f"too many unwritten journal records in memory: {journal.error}")
-        is_syncing = self._sync is not None and not self._sync.done()
-        if journal.sync_interval_s and now >= self._next_sync_s and not is_syncing:
-            self._next_sync_s = now + journal.sync_interval_s
-            self._sync = writer.submit(journal.sync)
-
-    def _write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
-        """Write the checkpoint, in the writer's thread, and return its record for the journal."""
-        self._journal.sync()  # the journal must never be behind the checkpoint
-        write_checkpoint(
-            self._files.checkpoint,
-            checkpoint,
-            self._disk,
-            self._files.keep_checkpoints,
-            self._server.checkpoint_version,
-            self._require_ownership,
-        )
-        logger.info("checkpoint_written version=%d", checkpoint.version)
-        return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
-
-    def _take_written(self, written: Future[Checkpointed]) -> bool:
-        """Record a finished write, or its failure; return whether the checkpoint was written."""
-        if (error := written.exception()) is not None:
-            self._server.checkpoint_failed(str(error))
-            logger.error("checkpoint_failed error=%s", str(error))
-            return False
-        self._is_written(written.result())
-        return True
-
-    def _take_resumed(self, checkpoint: Checkpoint) -> None:
-        """Sync the directory: a killed server may not have. Write nothing: the disk may be full."""
-        checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
-        try:
-            self._disk.sync(self._files.checkpoint.parent)
-        except OSError as error:
-            self._server.checkpoint_failed(f"{self._files.checkpoint}: {error.strerror}")
-            self._record(checkpointed)
-        else:
-            self._is_written(checkpointed)
-
-    def _is_written(self, checkpointed: Checkpointed) -> None:
-        self._server.checkpoint_written(checkpointed.version)
-        self._record(checkpointed)

@@ -56,8 +56,11 @@ class Promise:
             self.since_s = max(self.since_s, self.received[before_s][0])
             self.received = {sent: of for sent, of in self.received.items() if sent >= before_s}
 
+    def ends_s(self, lasts_s: float) -> float:
+        return self.since_s + CLOCK_MARGIN * lasts_s
+
     def holds(self, lasts_s: float, now: float) -> bool:
-        return now < self.since_s + CLOCK_MARGIN * lasts_s
+        return now < self.ends_s(lasts_s)
 
 
 @dataclass(slots=True)

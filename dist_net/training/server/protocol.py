@@ -27,11 +27,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from dist_net.errors import SupersededError
-from dist_net.training.server.journal import JournalLag
+from dist_net.training.server.journal import OnDisk
 from dist_net.training.server.journal_records import BLOCK_BYTES, Computing, JournalRecord
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_report import run_report
-from dist_net.training.server.standbys import NOTHING, Remembered, Standbys
+from dist_net.training.server.standbys import ALONE, RunPlace, Standbys
 from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
 from dist_net.wire.messages import (
     Alive,
@@ -56,7 +56,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.standbys import MAX_STANDBYS, NOWHERE, Standby, term_number
+from dist_net.wire.standbys import MAX_STANDBYS, term_number
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,10 @@ ServerCommand = SendToPeer | SendCopy | Forget | Record
 class ParameterServer:
     """A run's server. Times are seconds on one monotonic clock.
 
-    ``term``, of this start of the server, is above any before. ``host``, ``own`` and
-    ``remembered``: see ``Standbys``. ``offer`` is sent to hosts that request the recipe.
-    ``journal_lag`` was measured when last checked. It ``diverges`` if nothing more can be learnt
-    from its state. Once the run has ended, at ``ended_s``, peers are ``awaited`` that copy its last
-    version; standbys only if it ``lets_copy``, since it was not interrupted.
+    ``term``, of this start of the server, is above any before. ``offer`` is sent to hosts that
+    request the recipe. It ``diverges`` if nothing more can be learnt from its state. Once the run
+    has ended, at ``ended_s``, peers are ``awaited`` that copy its last version; standbys only if it
+    ``lets_copy``, since it was not interrupted.
     """
 
     def __init__(
@@ -115,13 +114,13 @@ class ParameterServer:
         run: RunState,
         term: int = 0,
         offer: RecipeOffer | None = None,
-        host: str = "",
-        own: Standby = NOWHERE,
-        remembered: Remembered = NOTHING,
+        place: RunPlace = ALONE,
+        on_disk: OnDisk | None = None,
     ) -> None:
         self.run = run
         self.term = term
-        self.standbys = Standbys(run.members, run.settings, host, own, remembered)
+        self.standbys = Standbys(run.members, run.settings, place)
+        self.on_disk = on_disk or OnDisk()
         self._offer = offer
         self.stop_reason: str | None = None
         self.is_suspended = False
@@ -130,9 +129,6 @@ class ParameterServer:
         self.ended_s = math.inf
         self._gone: list[str] = []  # standbys without the last version
         self._readers: dict[int, tuple[int, float]] = {}  # version, and until when it is awaited
-        self.checkpoint_version: int | None = None
-        self._checkpoint_error: str | None = None
-        self.journal_lag = JournalLag()
         self._waiting: dict[int, Member] = {}
         self._kernels: set[int] = set()  # in the journal
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_REPORTED)
@@ -220,21 +216,6 @@ class ParameterServer:
         """The hosts of standbys that lack the last version of the run."""
         return [*self._gone, *self.standbys.lacking(self.run.store.version)]
 
-    def checkpoint_written(self, version: int) -> None:
-        """Record the version of the checkpoint on disk."""
-        self.checkpoint_version, self._checkpoint_error = version, None
-
-    def checkpoint_failed(self, error: str) -> None:
-        """Record a failed write; reports contain the error until a checkpoint is written."""
-        self._checkpoint_error = error
-        self.run.metrics.checkpoints_failed += 1
-
-    def journal_lags(self, lag: JournalLag) -> None:
-        """Record the lag of the disk behind the journal, for reports."""
-        if lag.error is not None and self.journal_lag.error is None:
-            self.run.metrics.journal_failures += 1
-        self.journal_lag = lag
-
     def tick(self, now: float) -> list[ServerCommand]:
         """Look for silent workers, several times a second, once all heartbeats are handled."""
         run, commands = self.run, []
@@ -301,7 +282,7 @@ class ParameterServer:
         run = self.run
         if member.began_s is not None:
             run.metrics.working_s += now - member.began_s
-        expected = run.store.state.size if member.shared else run.settings.packing.result_size
+        expected = run.store.state.size if member.shared else run.store.packing.result_size
         if push.state is None or push.state.size != expected:
             run.metrics.pushes_rejected += 1
             found = "no state" if push.state is None else f"a state of {push.state.size} elements"
@@ -344,7 +325,7 @@ class ParameterServer:
         )
         if member.refusals >= REFUSALS_IN_A_ROW:
             cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
-            if run.has_succeeded_from(member.refused_from):
+            if run.store.version > member.refused_from or run.ledger.collected_samples:
                 return self._dismiss(member, f"{cause}; those of other workers can", now)
             if len(run.members) == 1 and not member.pushes:
                 rate = f"use a learning rate below {run.settings.learning_rate:g}"
@@ -360,7 +341,8 @@ class ParameterServer:
             f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
             f"result that can be applied ({fault}). Use a learning rate below "
             f"{self.run.settings.learning_rate:g}: --resume continues from version "
-            f"{self.checkpoint_version}, and dist-net replay writes checkpoints of earlier ones"
+            f"{self.on_disk.checkpoint_version}, and dist-net replay writes checkpoints of earlier "
+            f"ones"
         )
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
@@ -382,7 +364,7 @@ class ParameterServer:
             if member.worker_id in self.run.members.silent and self._stop() is None:
                 continue  # otherwise another worker waits for it
             answer = self._answer(member, now)
-            if not answer and not self.run.is_spare(member):
+            if not answer and not self.run.strategy.is_spare(member):
                 break  # later requests wait for the same event
             answers += answer
         return answers
@@ -396,7 +378,7 @@ class ParameterServer:
             return None
         run.metrics.lease_granted(now)
         member.speed.has_work(now)
-        state = run.store.state if member.shared else run.packed_state()
+        state = run.store.state if member.shared else run.store.packed_state()
         if not member.shared:
             run.metrics.bytes_sent += state.nbytes
         return Work(member.worker_id, member.received_id, lease.lease_id, lease.steps, state)
@@ -521,6 +503,7 @@ class ParameterServer:
 
     def _status(self, first_record: int, now: float) -> StatusReport:
         samples = self.run.ledger.applied_samples
+        checkpointed, lag = self.on_disk.checkpoint_version, self.on_disk.journal
         report = {
             "state": self.state,
             "term": self.term,
@@ -533,14 +516,14 @@ class ParameterServer:
             "awaited": self.awaited(now),
             "recipe": self.run.settings.recipe,
             "consistency": str(self.run.settings.consistency),
-            "checkpoint_version": self.checkpoint_version,
-            "checkpoint_error": self._checkpoint_error,
-            "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),
-            "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
-            "journal_lag_bytes": self.journal_lag.unsynced_bytes,
-            "journal_lag_s": self.journal_lag.unsynced_s,
-            "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
-            "journal_error": self.journal_lag.error,
+            "checkpoint_version": checkpointed,
+            "checkpoint_error": self.on_disk.checkpoint_error,
+            "versions_since_checkpoint": self.run.store.version - (checkpointed or 0),
+            "journal_lag_records": lag.unsynced_bytes // BLOCK_BYTES,
+            "journal_lag_bytes": lag.unsynced_bytes,
+            "journal_lag_s": lag.unsynced_s,
+            "journal_unwritten_bytes": lag.unwritten_bytes,
+            "journal_error": lag.error,
             "events": list(self._events),
             **run_report(self.run, first_record, now),
         }

@@ -175,21 +175,17 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
     steps = _shortest(-(-minibatches // rounds), times, limits)
     steps += [0] * (len(workers) - len(times))
     seconds = max(map(LeaseTimes.seconds_for, times, steps))
-    outer = outer_step(run.consistency, division)
+    outer = outer_step(division)
     return RoundPlan(division.batch_size, outer, tuple(parts), tuple(steps), seconds, longest_s)
 
 
-def outer_step(consistency: Consistency, division: Division, parts: int = 1) -> OuterStep:
+def outer_step(division: Division) -> OuterStep:
     """Return the outer step for workers that divide minibatches like this.
 
     One worker alone computes what one process computes, and so do, on average, workers that share
     each minibatch. Groups that take turns would move the weights ``turns`` times as far as the mean
     of their changes: over many rounds, momentum multiplies a change by ``rate / (1 - momentum)``.
-    An asynchronous result, of ``parts`` workers, is one of several that change the same state.
     """
-    if consistency is Consistency.ASYNC:
-        rate = min(1.0, parts / division.workers)
-        return OuterStep(rate, 0.0, rate)
     if not division.takes_turns:
         return WHOLE
     fade = 0.3 / math.sqrt(division.turns)

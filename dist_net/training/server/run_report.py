@@ -60,7 +60,7 @@ def worker_warning(run: RunState) -> str | None:
     members = run.members.members
     if not members:
         return None
-    plan = run.plan_of(members)
+    plan = run.strategy.plan_of(members)
     if spares := sum(each.parts for each in members) - sum(plan.parts):
         return (
             f"{counted(spares, 'worker')} of {run.members.parts} compute nothing and replace those "

@@ -22,7 +22,7 @@ from dist_net.training.server.copy_pace import CopyProgress
 from dist_net.training.server.members import NO_WORKER, Member, Membership, Promise, VoterId
 from dist_net.training.server.settings import CONTINUES, RunSettings
 from dist_net.wire.messages import Follow
-from dist_net.wire.standbys import MAX_STANDBYS, PATIENCE, Standby, standbys_text
+from dist_net.wire.standbys import MAX_STANDBYS, NOWHERE, PATIENCE, Standby, standbys_text
 
 MAX_WORKER_VOTES = 5
 """The votes of all workers together, and of the server, and of each standby."""
@@ -119,20 +119,25 @@ class Remembered(NamedTuple):
 NOTHING = Remembered()
 
 
-class Standbys:
-    """The standbys of the run of the server at ``own``, on ``host``; times are on its clock.
+class RunPlace(NamedTuple):
+    """The server at ``own``, on ``host``; ``remembered`` is of an earlier start of the server."""
 
-    ``members`` is borrowed. ``remembered`` is of an earlier start of the server.
+    host: str = ""
+    own: Standby = NOWHERE
+    remembered: Remembered = NOTHING
+
+
+ALONE = RunPlace()
+
+
+class Standbys:
+    """The standbys of the run of the server at ``place``; times are on its clock.
+
+    ``members`` is borrowed.
     """
 
-    def __init__(
-        self,
-        members: Membership,
-        settings: RunSettings,
-        host: str,
-        own: Standby,
-        remembered: Remembered,
-    ) -> None:
+    def __init__(self, members: Membership, settings: RunSettings, place: RunPlace) -> None:
+        host, own, remembered = place
         self._members = members
         self.host = host
         self._own = Voter(own.public_key, NO_WORKER, MAX_WORKER_VOTES, host)
@@ -224,20 +229,34 @@ class Standbys:
         """Return whether the server may apply results."""
         if self._is_free or self._goes_on_alone:
             return True
-        bound = self._bound(now)
-        holds = all(is_majority(each, bound) for each in self._lists)
+        holds = self._has_majority(now)
         self._has_begun |= holds
         return holds
+
+    def _has_majority(self, now: float) -> bool:
+        bound = self._bound(now)
+        return all(is_majority(each, bound) for each in self._lists)
+
+    def majority_until_s(self) -> float:
+        """Return until when no other server can begin a term, if no further message arrives."""
+        if self._is_free or self._goes_on_alone:
+            return math.inf
+        ends = [each.promise.ends_s(self._lasts_s) for each in self._peers]
+        known = (each for each in (math.inf, *ends) if self._has_majority(math.nextafter(each, 0)))
+        return max(known, default=-math.inf)
 
     @property
     def _is_free(self) -> bool:
         """Whether no standby may take over, and no former server has a majority."""
         return self._has_begun and not self._rivals
 
+    @property
+    def _peers(self) -> list[Member | Follower]:
+        return [*self._members.members, *self._followers.values()]
+
     def _bound(self, now: float) -> set[VoterId]:
         """Return the server, and the peers that are bound by a promise."""
-        peers: list[Member | Follower] = [*self._members.members, *self._followers.values()]
-        bound = {each.voter_id for each in peers if each.promise.holds(self._lasts_s, now)}
+        bound = {each.voter_id for each in self._peers if each.promise.holds(self._lasts_s, now)}
         return {self._own.voter_id} | bound
 
     def _missing(self, now: float) -> list[Voter]:

@@ -1,10 +1,11 @@
 """The state of a run, and the changes that keep it consistent. No I/O.
 
-It consists of the workers (``members``), their leases (``ledger``), the training state (``store``)
-and the counters (``metrics``).
+It consists of the workers (``members``), their leases (``ledger``), the ``strategy`` that grants
+leases and applies results, the training state (``store``) and the counters (``metrics``).
 """
 
 from collections.abc import Sequence
+from random import Random
 from typing import Self
 
 import numpy as np
@@ -12,21 +13,15 @@ import numpy as np
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.ground.checkpoint import MALFORMED, Checkpoint
 from dist_net.ground.vector import Vector
-from dist_net.training.server.consistency import Consistency, OuterStep
+from dist_net.training.server.consistency import OuterStep
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
-from dist_net.training.server.round_plan import (
-    PlannedRun,
-    RoundPlan,
-    divided_minibatch,
-    outer_step,
-    plan_round,
-)
+from dist_net.training.server.round_plan import PlannedRun
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state_versions import StateVersions
-from dist_net.wire.lateness import late_after_s
+from dist_net.training.server.strategies import STRATEGIES
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push
 
@@ -46,17 +41,21 @@ class RunState:
         self.metrics = RunMetrics()
         self.is_resumed = False
         self.resume_warnings: list[str] = []
-        self._is_async = settings.consistency is Consistency.ASYNC
         facts = settings.consistency, settings.minibatches, settings.batch_size
-        self._planned = PlannedRun(*facts, self.store.rule.has_statistics, settings.local_steps)
-        self._plan: RoundPlan | None = None
-        self._lots: dict[int, tuple[int, int]] = {}  # of the round: parts and steps, by worker id
-        self._waits_for: set[int] = set()  # workers that have not begun
-        self._results: list[tuple[Applied, Vector]] = []  # of the round
+        planned = PlannedRun(*facts, self.store.rule.has_statistics, settings.local_steps)
+        self.strategy = STRATEGIES[settings.consistency](planned, self.members, self.ledger)
+        self._results: list[tuple[Applied, Vector]] = []  # that are collected
         self._sums = 0.0, 0
-        self._round_began_s = 0.0
-        self._last_round_s = 0.0
-        self._packed: tuple[int, Vector] | None = None
+
+    @classmethod
+    def begun(cls, settings: RunSettings, begin: Vector | Checkpoint, random: Random) -> Self:
+        """Return a new run from its first weights, or one that is resumed."""
+        # Ids count up from a random number. Otherwise a resumed server could assign a new worker
+        # the id of a surviving one, and mix up their heartbeats.
+        first_worker_id = 1 + random.getrandbits(48)
+        if isinstance(begin, Checkpoint):
+            return cls.resumed(settings, begin, first_worker_id)
+        return cls(settings, begin, first_worker_id)
 
     @classmethod
     def resumed(
@@ -110,9 +109,8 @@ class RunState:
         ledger, member.began_s = self.ledger, None
         worker_id, silent = member.worker_id, self.members.silent
         lease = ledger.lease_of(worker_id) or ledger.rival_lease(worker_id, silent)
-        if lease is None and self._has_room:
-            lease = self._next_lease(member, now)
-        if lease is None and self._has_late_leases(now):
+        lease = lease or self.strategy.next_lease(member, now)
+        if lease is None and self.strategy.shares_leases(now):
             lease = ledger.rival_lease(worker_id)
         if lease is not None:
             lease.version = self.store.version
@@ -129,63 +127,6 @@ class RunState:
                 computed[lease.range] = max(ahead, member.computed_of(lease.steps, now))
         return self.ledger.collected_samples + sum(computed.values())
 
-    def plan_of(self, members: Sequence[Member]) -> RoundPlan:
-        """Return the plan of a round of these workers."""
-        workers = [each.lease_times._replace(parts=each.parts) for each in members]
-        return plan_round(self._planned, workers, self.ledger.samples_ahead)
-
-    def is_spare(self, member: Member) -> bool:
-        """Whether the round has no lease for this worker."""
-        return self._plan is not None and member.worker_id not in self._lots
-
-    @property
-    def _has_room(self) -> bool:
-        """Whether leases are left in the round."""
-        if self.ledger.everything_is_leased:
-            return False
-        return self._is_async or self._plan is None or self.ledger.granted < len(self._lots)
-
-    def _next_lease(self, member: Member, now: float) -> Lease | None:
-        """Grant a lease of the round; None if the round has none for this worker."""
-        members = self.members.members
-        round_began_s = self._round_began_s
-        if self._plan is None or self._is_async:
-            # Others still compute a lease that has ended.
-            holds = self.ledger.lease_of
-            present = [each for each in members if each.began_s is None or holds(each.worker_id)]
-            present.sort(key=lambda each: each.lease_times.seconds_for(1))
-            self._plan = self.plan_of(present)
-            self._round_began_s = self.members.running_s(now)
-            lots = zip(present, self._plan.parts, self._plan.steps, strict=True)
-            self._lots = {each.worker_id: (parts, n) for each, parts, n in lots if n}
-            self._waits_for = {*self._lots}
-        plan = self._plan
-        if member.worker_id not in self._waits_for:
-            # The lease of a worker that left is for any other.
-            awaited = self._waits_for & {each.worker_id for each in members}
-            if self._is_async:  # the last lease may be late
-                self._round_began_s = round_began_s
-                return None
-            if self.ledger.granted + len(awaited) >= len(self._lots):
-                return None
-        self._waits_for.discard(member.worker_id)
-        parts, steps = self._lots.get(member.worker_id) or max(self._lots.values())
-        parts = min(parts, member.parts)
-        pace = max(1, plan.samples // steps)
-        return self.ledger.grant(member.worker_id, parts * steps, plan.batch_size, pace, parts)
-
-    def _has_late_leases(self, now: float) -> bool:
-        """Whether idle workers may share leases: at the end of a run, or of a late round."""
-        if self._is_async and self.ledger.everything_is_leased:
-            return True
-        # In a first round, the first result stands for the last round.
-        late_s = late_after_s(self._last_round_s, self._plan.seconds if self._plan else 0.0)
-        return self._round_s(now) > late_s
-
-    def _round_s(self, now: float) -> float:
-        """Return the time since the round began, in which the server was not stopped."""
-        return self.members.running_s(now) - self._round_began_s
-
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
         """Take in the result of the worker's lease, and apply what can be applied.
 
@@ -198,7 +139,7 @@ class RunState:
         samples = lease.steps.samples
         member.has_computed(lease.steps, push.computed_s, now)
         member.speed.computed(samples, now)
-        result = self.result_of(push.state, member.base, not member.shared)
+        result = self.store.result_of(push.state, member.base, not member.shared)
         steps = minibatches_in(samples, lease.steps.batch_size)
         fault = self.store.rule.fault_of(result, member.base, steps)
         if fault is not None or not abs(push.loss_sum) < LARGEST_LOSS:
@@ -213,36 +154,14 @@ class RunState:
         )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
-        self._last_round_s = self._last_round_s or self._round_s(now)
-        is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
-        return self._apply_round(now) if is_whole else ()
+        outer = self.strategy.collected([each for each, _ in self._results], now)
+        return () if outer is None else self._apply_collected(outer, now)
 
-    def has_succeeded_from(self, version: int) -> bool:
-        """Return whether a result from this state, or a later one, could be applied."""
-        return self.store.version > version or bool(self._results)
-
-    def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
-        """Return a new array: the server's state, changed as a worker changed ``base``."""
-        own, n = self.store.state, self.store.rule.trained_size
-        result = np.empty_like(own)
-        if is_packed:
-            self.settings.packing.unpack_result(state, own, result)
-            return result
-        np.copyto(result, state)
-        if base is not None and base is not own:  # others have changed the weights since
-            result[:n] += own[:n] - base[:n]
-        return result
-
-    def _apply_round(self, now: float) -> tuple[Applied, ...] | str:
-        """Apply the mean of the results as one outer step."""
-        results, (loss_sum, correct), plan = self._results, self._sums, self._plan
-        self._results, self._sums, self._plan = [], (0.0, 0), None
+    def _apply_collected(self, outer: OuterStep, now: float) -> tuple[Applied, ...] | str:
+        """Apply the mean of the collected results as one outer step."""
+        results, (loss_sum, correct) = self._results, self._sums
+        self._results, self._sums = [], (0.0, 0)
         records = [record for record, _ in results]
-        if self._is_async or plan is None:
-            division = divided_minibatch(self._planned, max(1, self.members.parts))
-            outer = outer_step(Consistency.ASYNC, division, records[0].steps.parts)
-        else:
-            outer = plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
             for member in self.members.members:  # no single worker is at fault
@@ -250,7 +169,6 @@ class RunState:
             return "the mean of its round is not finite"
         self.ledger.apply_collected()
         self._count(records, loss_sum, correct, now)
-        self._last_round_s = self._round_s(now)
         version, together = self.store.version, len(records)
         return tuple(
             each._replace(version=version, together=together, outer=outer)
@@ -305,12 +223,6 @@ class RunState:
             rate = self.settings.learning_rate_at(records[-1].steps.progress)
             recorded = applied, samples, version, rate
             self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
-
-    def packed_state(self) -> Vector:
-        """Return the state packed: the same bytes for every worker."""
-        if self._packed is None or self._packed[0] != self.store.version:
-            self._packed = self.store.version, self.settings.packing.pack_base(self.store.state)
-        return self._packed[1]
 
     def silence(self, member: Member) -> None:
         """Let other workers compute the lease of an overdue worker at once, besides the worker."""

@@ -12,6 +12,7 @@ from dist_net.ground.checkpoint import evaluated_weights
 from dist_net.ground.vector import AVERAGE, Vector
 from dist_net.optim import UpdateRule
 from dist_net.training.server.consistency import OuterStep
+from dist_net.wire.packing import StatePacking
 
 OUTER_MOMENTUM = "outer_momentum"
 
@@ -30,6 +31,8 @@ class StateVersions:
 
     def __init__(self, rule: UpdateRule, weights: Vector) -> None:
         self.rule = rule
+        self.packing = StatePacking(*rule.sizes)
+        self._packed: Vector | None = None
         self.version = 0
         self.state = frozen(rule.initial(weights))
         self._at_rest = frozen(np.zeros(rule.trained_size, np.float32))
@@ -83,6 +86,24 @@ class StateVersions:
         self.version = version
         self.state, self.outer_momentum = frozen(state), frozen(own[OUTER_MOMENTUM])
 
+    def packed_state(self) -> Vector:
+        """Return the state packed for other hosts: the same bytes for every worker."""
+        if self._packed is None:
+            self._packed = self.packing.pack_base(self.state)
+        return self._packed
+
+    def result_of(self, pushed: Vector, base: Vector | None, is_packed: bool) -> Vector:
+        """Return a new array: the state, changed as a worker changed ``base``."""
+        own, n = self.state, self.rule.trained_size
+        result = np.empty_like(own)
+        if is_packed:
+            self.packing.unpack_result(pushed, own, result)
+            return result
+        np.copyto(result, pushed)
+        if base is not None and base is not own:  # others have changed the weights since
+            result[:n] += own[:n] - base[:n]
+        return result
+
     def apply(self, result: Vector, outer: OuterStep) -> bool:
         """Move towards ``result``, which becomes the state. Return False, unchanged, if invalid."""
         n, momentum = self.rule.trained_size, self._at_rest
@@ -106,5 +127,6 @@ class StateVersions:
         if self.rule.fault_of(result) is not None:
             return False
         self.version += 1
+        self._packed = None
         self.state, self.outer_momentum = frozen(result), frozen(momentum)
         return True

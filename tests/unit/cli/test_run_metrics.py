@@ -26,7 +26,8 @@ def report() -> dict[str, Any]:
     server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)))
     for number, name in enumerate(["one", "one", 'a "b"\\']):
         server.handle(b"%d" % number, Join(name, number, "abc", 2), 0.0)
-    server.checkpoint_failed("the disk is full")
+    server.on_disk.checkpoint_error = "the disk is full"
+    server.run.metrics.checkpoints_failed += 1
     [send] = server.handle(b"o", StatusRequest(0), 1.0)
     assert isinstance(send, SendToPeer)
     told: dict[str, Any] = json.loads(send.message.report)  # type: ignore[union-attr]

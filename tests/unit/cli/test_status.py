@@ -37,7 +37,8 @@ def report() -> dict[str, Any]:
     server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), term=6 << 48)
     equipment = Equipment("here", 2, 2, 1.5, 1, "openblas 0.3")
     asked(server, Join("one", 1, "abc", 2, equipment=equipment), 0.0)
-    server.checkpoint_failed("the disk is full")
+    server.on_disk.checkpoint_error = "the disk is full"
+    server.run.metrics.checkpoints_failed += 1
     told: dict[str, Any] = json.loads(asked(server, StatusRequest(0), 1.0).report)
     return told | {"staleness_histogram": [4, 0, 8, 1]}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from desk import opened_journal
 from dist_net import nn
 from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
@@ -29,7 +30,6 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.protocol import ParameterServer, Record, SendToPeer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState

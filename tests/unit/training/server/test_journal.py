@@ -2,12 +2,14 @@
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from desk import opened_journal
 from dist_net.errors import (
     FileWriteError,
     JournalDamagedError,
@@ -17,7 +19,7 @@ from dist_net.errors import (
 from dist_net.training.server import journal as module
 from dist_net.training.server import journal_records
 from dist_net.training.server.consistency import WHOLE as WHOLE_STEP
-from dist_net.training.server.consistency import Consistency, OuterStep
+from dist_net.training.server.consistency import OuterStep
 from dist_net.training.server.journal import (
     JournalFile,
     JournalLag,
@@ -41,8 +43,6 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.loop import opened_journal
-from dist_net.training.server.round_plan import Division, outer_step
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.wire.lease_steps import LeaseSteps
@@ -106,7 +106,7 @@ def test_the_outer_step_is_recorded(outer: OuterStep) -> None:
 def test_the_share_of_an_asynchronous_result_has_the_same_float32_in_a_replay(
     workers: int,
 ) -> None:
-    outer = outer_step(Consistency.ASYNC, Division(workers, 1, 1.0))
+    outer = OuterStep(1 / workers, 0.0, 1 / workers)
     record = decode_record(encode_record(APPLIED._replace(outer=outer)))
     assert isinstance(record, Applied)
     assert [np.float32(each) for each in record.outer] == [np.float32(each) for each in outer]
@@ -295,6 +295,38 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
     journal.sync()
     assert journal.lag(9.0) == JournalLag(BLOCK_BYTES, 1.0)
     journal.close()
+
+
+class Interrupted(bytearray):
+    """Content whose length another thread reads just before this one appends to it."""
+
+    def __init__(self, append: Callable[[], None]) -> None:
+        super().__init__()
+        self._append: Callable[[], None] | None = append
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        append, self._append = self._append, None
+        if append is not None:
+            append()
+        return length
+
+
+def test_records_that_are_refused_during_a_sync_are_not_on_the_disk() -> None:
+    disk = VirtualDisk(np.random.default_rng(0))
+    journal = JournalFile(Path("journal"), 0, IDENTITY, STARTED, now=0.0, disk=disk)
+
+    def refuse() -> None:
+        disk.failure = errno.EROFS
+        journal.append(encode_record(APPLIED), 1.0)
+        disk.failure = None
+
+    journal._unwritten = Interrupted(refuse)
+    with pytest.raises(FileWriteError, match="Read-only file system"):
+        journal.sync()
+    lag = journal.lag(3.0)
+    assert (lag.unsynced_bytes, lag.unwritten_bytes) == (BLOCK_BYTES, BLOCK_BYTES)
+    assert lag.unsynced_s == 2.0
 
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:

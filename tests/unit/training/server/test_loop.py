@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from dist_net.ground.files import AppendedFile
 from dist_net.ground.vector import Vector
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Journal
-from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_journal
+from dist_net.training.server.loop import Machine, opened_server
 from dist_net.training.server.protocol import ParameterServer
+from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import RunState
 from dist_net.wire.messages import (
     Join,
     Leave,
@@ -38,6 +37,7 @@ from simulation.schedule import TracedSchedule
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")
 FILES = ServerFiles(CHECKPOINT, JOURNAL, 60.0)
+ZEROS = np.zeros(3, np.float32)
 
 
 class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
@@ -61,10 +61,8 @@ class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
 def journal_of_a_run(refuses_for_s: float) -> Journal:
     """That of a run that is stopped, while the disk becomes read-only after its last checkpoint."""
     schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
-    run = RunState(SETTINGS, np.zeros(3, np.float32))
-    with opened_journal(JOURNAL, run, disk=disk) as journal:
-        socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
+    socket, machine = VirtualNetwork(schedule).listen("server"), Machine(schedule, disk)
+    with opened_server(socket, SETTINGS, ZEROS, FILES, machine=machine) as loop:
         loop.stop("enough")
         for wait_s in loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)):
             schedule.now_s += wait_s
@@ -85,22 +83,19 @@ def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
 
 def test_a_server_resumes_on_a_full_disk() -> None:
     schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
-    first = RunState(SETTINGS, np.zeros(3, np.float32))
-    with opened_journal(JOURNAL, first, disk=disk) as journal:
-        socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(first, socket, FILES, journal, schedule, disk)
+    socket, machine = VirtualNetwork(schedule).listen("server"), Machine(schedule, disk)
+    with opened_server(socket, SETTINGS, ZEROS, FILES, machine=machine) as loop:
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
     checkpoint = checkpoint_on(disk, CHECKPOINT)
-    run = RunState.resumed(SETTINGS, checkpoint)
     disk.failure = errno.EROFS
-    with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
-        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
+    machine = Machine(schedule, DiskThatOpens(disk))
+    with opened_server(socket, SETTINGS, checkpoint, FILES, machine=machine) as loop:
         started: list[str] = []
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
         assert started
-        assert journal.error is not None
+        assert loop.files.journal.error is not None
         disk.failure = None
-        journal.append()
+        loop.files.journal.append()
     assert list(read_journal(JOURNAL, disk).checkpoints) == [0]
     assert [each.version for each in read_journal(JOURNAL, disk).starts()] == [0, 0]
 
@@ -112,13 +107,17 @@ def test_a_resumed_server_continues_the_counters_of_workers_and_the_age_of_its_j
     for _ in range(200):  # without a heartbeat
         bench.schedule.now_s += next(bench.turns) or 0.01
     bench.turns.close()
-    run = RunState.resumed(bench.run.settings, checkpoint_on(bench.disk, CHECKPOINT))
-    assert (run.metrics.workers_joined, run.metrics.workers_lost) == (0, 0)
+    checkpoint = checkpoint_on(bench.disk, CHECKPOINT)
+    counters = checkpoint.counters["metrics"]
+    assert (counters["workers_joined"], counters["workers_lost"]) == (0, 0)
     clock = TracedSchedule()
     clock.now_s = 1e6  # of a host that has run for days
-    with opened_journal(JOURNAL, run, disk=bench.disk, clock=clock) as journal:
-        assert (run.metrics.workers_joined, run.metrics.workers_lost) == (1, 1)
-        assert journal.lag(clock.now_s + 2.0).unsynced_s == 2.0
+    machine = Machine(clock, bench.disk)
+    settings = bench.run.settings
+    with opened_server(bench.socket, settings, checkpoint, FILES, machine=machine) as loop:
+        metrics = loop.run.metrics
+        assert (metrics.workers_joined, metrics.workers_lost) == (1, 1)
+        assert loop.files.journal.lag(clock.now_s + 2.0).unsynced_s == 2.0
 
 
 class DiskThatOpens(VirtualDisk):
@@ -157,10 +156,9 @@ class SlowWriter(Executor):
 
 def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
     schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
-    run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
-    with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
-        socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
+    socket, machine = VirtualNetwork(schedule).listen("server"), Machine(schedule, disk)
+    files, writer = replace(FILES, sync="0.1"), SlowWriter()
+    with opened_server(socket, SETTINGS, ZEROS, files, machine=machine) as loop:
         turns = loop.turns(writer)
         while schedule.now_s < 5.0:
             schedule.now_s += next(turns)
@@ -223,7 +221,6 @@ class ServerBench:
     def __init__(self, *, is_short_of_memory: bool = False) -> None:
         self.memory: list[Memory] = []
         self.socket = Socket()
-        self.run = RunState(replace(SETTINGS, local_steps=1), np.ones(3, np.float32))
         self.schedule, self.disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
 
         def share(vectors: int, size: int) -> Memory:
@@ -233,10 +230,11 @@ class ServerBench:
             self.memory.append(Memory(size))
             return self.memory[-1]
 
-        self._context = ExitStack()
-        journal = self._context.enter_context(opened_journal(JOURNAL, self.run, disk=self.disk))
-        around = self.schedule, self.disk, share
-        self.loop = ServerLoop(self.run, self.socket, FILES, journal, *around)
+        settings, ones = replace(SETTINGS, local_steps=1), np.ones(3, np.float32)
+        machine = Machine(self.schedule, self.disk, share)
+        self._opened = opened_server(self.socket, settings, ones, FILES, machine=machine)
+        self.loop = self._opened.__enter__()
+        self.run = self.loop.run
         self.turns = self.loop.turns(SlowWriter())
         next(self.turns)
 
@@ -304,7 +302,7 @@ def test_without_shared_memory_states_travel_as_frames(shares_memory: bool) -> N
     assert bench.memory == []
     work = bench.ask(Pull(welcome.worker_id, 7, 1))
     assert isinstance(work, Work)
-    assert work.state is bench.run.packed_state()
+    assert work.state is bench.run.store.packed_state()
 
 
 def test_a_join_whose_handling_fails_is_answered_and_may_be_repeated(

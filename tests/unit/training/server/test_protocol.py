@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from dataclasses import replace
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
 from dist_net.optim import SGD, Adam
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import JournalLag
-from dist_net.training.server.loop import new_run
 from dist_net.training.server.members import RETURN_S
 from dist_net.training.server.metrics import RECORDS_PER_REPORT, RunMetrics
 from dist_net.training.server.protocol import (
@@ -316,7 +316,7 @@ def test_a_server_refuses_requests_of_a_former_term(desk: Desk) -> None:
 
 
 def test_two_servers_never_assign_the_same_id() -> None:
-    runs = [new_run(SETTINGS, lambda: vector(0.0), None) for _ in range(20)]
+    runs = [RunState.begun(SETTINGS, vector(0.0), SystemRandom()) for _ in range(20)]
     assert len({run.members.join(b"a", Join("one", 1, "", 3), 0.0).worker_id for run in runs}) == 20
 
 
@@ -655,29 +655,14 @@ def test_a_round_counts_the_time_that_its_workers_wait(desk: Desk) -> None:
     assert desk.report()["waiting_share"] == pytest.approx(0.5 / 3.0)
 
 
-def test_a_report_names_which_checkpoint_is_on_disk_and_whether_a_newer_one_failed(
-    desk: Desk,
-) -> None:
-    desk.server.checkpoint_written(7)
-    desk.server.checkpoint_failed("no space left")
+def test_a_report_names_what_is_on_the_disk(desk: Desk) -> None:
+    desk.server.on_disk.checkpoint_version, desk.server.on_disk.checkpoint_error = 7, "full"
+    lag = desk.server.on_disk.journal = JournalLag(128, 1.5, 64, "full")
     report = desk.report()
-    assert (report["checkpoint_version"], report["checkpoint_error"]) == (7, "no space left")
-    desk.server.checkpoint_written(9)
-    report = desk.report()
-    assert (report["checkpoint_version"], report["checkpoint_error"]) == (9, None)
-    assert report["checkpoints_failed"] == 1
-
-
-def test_a_report_states_how_far_the_disk_is_behind_the_journal_and_how_often_that_failed(
-    desk: Desk,
-) -> None:
-    for lag in (JournalLag(128, 1.5, 64, "full"), JournalLag(192, 2.5, 128, "full"), JournalLag()):
-        desk.server.journal_lags(lag)
-        report = desk.report()
-        assert report["journal_lag_bytes"] == 64 * report["journal_lag_records"]
-        told = (report["journal_lag_bytes"], report["journal_lag_s"])
-        assert (*told, report["journal_unwritten_bytes"], report["journal_error"]) == lag
-    assert report["journal_failures"] == 1
+    assert (report["checkpoint_version"], report["checkpoint_error"]) == (7, "full")
+    assert report["journal_lag_bytes"] == 64 * report["journal_lag_records"]
+    found = (report["journal_lag_bytes"], report["journal_lag_s"])
+    assert (*found, report["journal_unwritten_bytes"], report["journal_error"]) == lag
 
 
 def test_a_worker_that_was_started_again_is_counted_and_says_what_it_has(desk: Desk) -> None:

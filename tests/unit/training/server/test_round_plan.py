@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
+from dist_net.training.server.consistency import WHOLE, Consistency
 from dist_net.training.server.round_plan import (
     AVERAGED_LEASES,
     COMPUTING_TO_EXCHANGE,
@@ -19,7 +19,6 @@ from dist_net.training.server.round_plan import (
     MINIBATCHES,
     NOISE,
     USUAL_STEPS,
-    Division,
     LeaseTimes,
     PlannedRun,
     _shortest,
@@ -126,16 +125,9 @@ def test_two_groups_take_turns_in_long_runs(workers: int) -> None:
     assert divided_minibatch(LONG._replace(minibatches=MINIBATCHES - 1), workers).turns < 1.2
 
 
-@pytest.mark.parametrize("mode", Consistency)
+@pytest.mark.parametrize("mode", [ROUNDS, BSP])
 def test_one_worker_alone_computes_what_one_process_computes(mode: Consistency) -> None:
-    assert outer_step(mode, divided_minibatch(PlannedRun(mode, 10**6, 33), 1)) == WHOLE
-
-
-@pytest.mark.parametrize("workers", [2, 16])
-def test_an_asynchronous_result_is_divided_by_the_number_of_workers(workers: int) -> None:
-    share, division = 1 / workers, Division(workers, 16, 1.0)
-    assert outer_step(ASYNC, division) == OuterStep(share, 0.0, share)
-    assert outer_step(ASYNC, division, parts=2).rate == 2 * share
+    assert outer_step(divided_minibatch(PlannedRun(mode, 10**6, 33), 1)) == WHOLE
 
 
 def test_synchronous_results_are_averaged_after_one_step() -> None:

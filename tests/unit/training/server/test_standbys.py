@@ -8,12 +8,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from desk import SETTINGS, SIZE, Desk, a_run
+from desk import SETTINGS, SIZE, Desk, a_run, opened_journal
 from dist_net.errors import ProtocolError, ServerLostError, SupersededError
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.training.server.copy_pace import PROGRESS_S
 from dist_net.training.server.journal import read_journal
-from dist_net.training.server.loop import new_run, opened_journal
 from dist_net.training.server.members import NO_WORKER, Promise, VoterId
 from dist_net.training.server.ownership import next_term
 from dist_net.training.server.protocol import ParameterServer, SendCopy, ServerCommand
@@ -22,11 +21,13 @@ from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import (
     FORGOTTEN_AFTER_S,
     Remembered,
+    RunPlace,
     Voter,
     Voters,
     fingerprint,
     is_majority,
 )
+from dist_net.training.server.state import RunState
 from dist_net.training.server.succession import Succession
 from dist_net.wire.messages import (
     Alive,
@@ -125,7 +126,7 @@ def followed_by_a_standby(desk: Desk, **changes: object) -> None:
 def a_desk(**settings: object) -> Desk:
     """A desk whose server has a key."""
     desk = Desk(a_run(**settings))
-    desk.server = ParameterServer(desk.run, 7, host="server", own=OWN)
+    desk.server = ParameterServer(desk.run, 7, place=RunPlace("server", OWN))
     return desk
 
 
@@ -203,7 +204,7 @@ def test_everyone_stays_until_a_finished_run_is_evaluated_and_copied() -> None:
 @pytest.mark.parametrize("how", ["it is hung", "it restarts its copy", "it hardly gets on"])
 def test_a_run_ends_without_a_standby_that_does_not_get_on(how: str) -> None:
     desk = Desk(a_run(samples=8, epochs=1))
-    desk.server = ParameterServer(desk.run, 7, host="server")
+    desk.server = ParameterServer(desk.run, 7, place=RunPlace("server"))
     desk.join(b"a", equipment=Equipment("third"))
     followed_by_a_standby(desk)
     desk.beat(1, desk.now)
@@ -292,7 +293,7 @@ def test_a_standby_that_has_just_heard_the_server_does_not_count() -> None:
 def test_a_successor_applies_nothing_before_a_majority_has_joined_it() -> None:
     desk = Desk()
     others = Remembered((VOTERS,))
-    desk.server = ParameterServer(desk.run, 8, host="standby", own=PLACE, remembered=others)
+    desk.server = ParameterServer(desk.run, 8, place=RunPlace("standby", PLACE, others))
     assert not desk.server.standbys.hold(desk.now)
     desk.join(b"a", identity=THIRD.identity, public_key=THIRD.public_key)
     assert not desk.server.standbys.hold(desk.now)
@@ -407,10 +408,10 @@ def test_a_route_turns_from_place_to_place_and_leaves_out_the_own_one() -> None:
 
 @pytest.mark.parametrize("has_momentum", [False, True])
 def test_a_copy_in_parts_is_a_directory_that_can_be_resumed(tmp_path, has_momentum: bool) -> None:
-    run = new_run(SETTINGS, lambda: np.arange(SIZE, dtype=np.float32), None)
+    run = RunState(SETTINGS, np.arange(SIZE, dtype=np.float32))
     if has_momentum:
         run.store.outer_momentum = np.arange(SIZE, 2 * SIZE, dtype=np.float32)
-    with opened_journal(tmp_path / "journal", run, term=7):
+    with opened_journal(tmp_path / "journal", run):
         content = (tmp_path / "journal").read_bytes()
         sent = SentState(run, len(content), {"options": "{}"})
         copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "copied-journal")
@@ -430,7 +431,7 @@ def test_a_copy_in_parts_is_a_directory_that_can_be_resumed(tmp_path, has_moment
         assert (copy.copied_term, copy.version, facts["options"]) == (7, 0, "{}")
         assert copy.take_in(answer(facts=sent.facts))  # it has that version: the facts are enough
         assert copy.is_complete
-    resumed = new_run(SETTINGS, list, read_checkpoint(tmp_path / "copy"))
+    resumed = RunState.resumed(SETTINGS, read_checkpoint(tmp_path / "copy"))
     np.testing.assert_array_equal(resumed.store.state, run.store.state)
     np.testing.assert_array_equal(resumed.store.outer_momentum, run.store.outer_momentum)
     assert read_journal(tmp_path / "copied-journal").version == 0
@@ -457,7 +458,7 @@ def test_a_journal_without_end_is_written_beside_the_copy_at_once(tmp_path) -> N
 
 def test_a_copy_of_another_run_is_refused(tmp_path) -> None:
     copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
-    facts = SentState(new_run(SETTINGS, lambda: np.zeros(SIZE, np.float32), None), 1, {}).facts
+    facts = SentState(RunState(SETTINGS, np.zeros(SIZE, np.float32)), 1, {}).facts
     huge = json.dumps(json.loads(facts) | {"state_bytes": 1 << 40}).encode()
     for wrong in (b"{", b"[]", b'{"version": "1"}', huge):
         with pytest.raises(ProtocolError):

@@ -353,9 +353,9 @@ def test_a_packed_result_changes_the_state_as_the_worker_changed_its_rounded_bas
     run.store.apply(random.random(rule.state_size, np.float32), WHOLE)
     state = run.store.state
     base = np.empty_like(state)
-    packing.unpack_base(run.packed_state(), out=base)
+    packing.unpack_base(run.store.packed_state(), out=base)
     change = np.linspace(-1, 1, rule.state_size, dtype=np.float32)
-    result = run.result_of(packing.pack_result(base, base + change), state, is_packed=True)
+    result = run.store.result_of(packing.pack_result(base, base + change), state, is_packed=True)
     np.testing.assert_allclose(result[:4], state[:4] + change[:4], atol=1 / 127)
     np.testing.assert_array_equal(result[4:6], (base + change)[4:6])  # buffers are exact
     assert result[-1] == (base + change)[-1]
@@ -368,7 +368,7 @@ def test_a_state_is_packed_once_for_all_workers_of_a_version() -> None:
     desk.join(b"b", shares_memory=False)
     one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
     assert one.state is other.state
-    assert desk.run.packed_state() is one.state
+    assert desk.run.store.packed_state() is one.state
 
 
 # Refused results
@@ -474,7 +474,7 @@ def test_a_worker_that_fails_first_waits_for_the_results_of_others() -> None:
 
 def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> None:
     desk, one, other = two_workers()
-    desk.server.checkpoint_written(0)
+    desk.server.on_disk.checkpoint_version = 0
     works = {b"a": one, b"b": other}
     for node in (b"a", b"b", b"a", b"b", b"a"):
         works[node] = desk.push(node, works[node], np.nan) if node in works else None

@@ -1,0 +1,251 @@
+"""The files of a server's run: its checkpoint, its journal, and the record of its standbys."""
+
+import json
+import logging
+import math
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_net.errors import FileWriteError
+from dist_net.ground.checkpoint import Checkpoint, write_checkpoint
+from dist_net.ground.clock import Clock, SystemClock
+from dist_net.ground.files import HOST_DISK, Disk, replacing
+from dist_net.training.server.journal import (
+    NEVER,
+    UNUSABLE,
+    JournalFile,
+    OnDisk,
+    put_aside,
+    read_tail,
+    sync_interval_s,
+)
+from dist_net.training.server.journal_records import (
+    CHANGEABLE,
+    Checkpointed,
+    JournalRecord,
+    Started,
+    WorkersCounted,
+    encode_record,
+    run_identity,
+    sha256_of,
+)
+from dist_net.training.server.ownership import RunOwnership, next_term
+from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.training.server.state import RunState
+
+logger = logging.getLogger(__name__)
+
+CLAIM_CHECKED_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
+
+    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``. ``standbys`` holds
+    the record of them for a restarted server; None: none may follow. ``ownership`` is the claim on
+    the run directory; None: without one, this is the first term. ``threads`` is the thread count of
+    each worker on this host, for the journal.
+    """
+
+    checkpoint: Path
+    journal: Path
+    checkpoint_every_s: float
+    keep_checkpoints: int = 1
+    sync: str = NEVER
+    standbys: Path | None = None
+    ownership: RunOwnership | None = None
+    threads: int = 1
+
+
+class OpenServerFiles:
+    """The open files of a new or resumed run; ``on_disk`` is for reports.
+
+    No checkpoint is replaced after ``writes_until_s``: another server may serve the run. Raise
+    ``FileWriteError`` if the journal cannot be written.
+    """
+
+    def __init__(
+        self,
+        paths: ServerFiles,
+        run: RunState,
+        remembered: Remembered = NOTHING,
+        clock: Clock | None = None,
+        disk: Disk = HOST_DISK,
+    ) -> None:
+        self._paths = paths
+        self._run = run
+        self._remembered = remembered
+        self._clock = clock or SystemClock()
+        self._disk = disk
+        self.on_disk = OnDisk()
+        self.writes_until_s = math.inf
+        self.journal = self._open_journal()
+        self._next_claim_check_s = 0.0
+        self._next_sync_s = 0.0
+        self._sync: Future[None] | None = None  # the last one
+        self._counted = self._workers_counted()
+
+    def close(self) -> None:
+        self.journal.close()
+
+    @property
+    def checkpoint_every_s(self) -> float:
+        return self._paths.checkpoint_every_s
+
+    def _open_journal(self) -> JournalFile:
+        """Open the journal, without the records after the checkpoint: their samples are done again.
+
+        A journal that cannot be continued, such as one of another release of dist_net, is renamed,
+        and a new one begins; ``run.resume_warnings`` reports both.
+        """
+        run, paths, ownership = self._run, self._paths, self._paths.ownership
+        version, kept_bytes = run.store.version, 0
+        term = next_term(0) if ownership is None else ownership.term
+        changeable = (getattr(run.settings, name) for name in CHANGEABLE)
+        started = Started(version, term, paths.threads, *changeable)
+        identity = run_identity(run.settings.recipe_digest, run.settings.seed)
+        if run.is_resumed and self._disk.exists(paths.journal):
+            kept_bytes = self._kept_bytes(identity, version)
+        for warning in run.resume_warnings:
+            logger.warning("resumed version=%d warning=%s", version, warning)
+        return JournalFile(
+            paths.journal,
+            kept_bytes,
+            identity,
+            started,
+            sync_interval_s(paths.sync),
+            now=self._clock.now(),
+            disk=self._disk,
+        )
+
+    def _kept_bytes(self, identity: bytes, version: int) -> int:
+        run, path = self._run, self._paths.journal
+        try:
+            tail = read_tail(path, identity, version, self._disk)
+        except UNUSABLE as error:
+            kept = put_aside(path, self._disk)
+            run.resume_warnings.append(
+                f"the journal cannot be continued from version {version:,} ({error}); it was "
+                f"renamed to {kept}, and a new journal begins"
+            )
+            return 0
+        if tail.last_version > version:
+            run.resume_warnings.append(
+                f"{tail.samples:,} samples are done again: they were applied after the resumed "
+                f"checkpoint, in versions {version + 1:,} to {tail.last_version:,}"
+            )
+        run.metrics.samples_done_again += tail.samples
+        if tail.counted is not None:
+            run.metrics.continue_counting(tail.counted.joined, tail.counted.lost)
+        return tail.kept_bytes
+
+    @property
+    def journal_bytes(self) -> int:
+        return self._disk.size(self._paths.journal)
+
+    def journal_from(self, start: int, size: int) -> bytes:
+        """Return a part of the journal, of at most ``size`` bytes."""
+        return self._disk.read(self._paths.journal, start, size)
+
+    def record(self, *records: JournalRecord) -> None:
+        """Append records to the journal; raise SupersededError if another server owns the run."""
+        now = self._clock.now()
+        if now >= self._next_claim_check_s:
+            self._require_ownership(now)
+        self.journal.append(b"".join(map(encode_record, records)), now)
+
+    def _require_ownership(self, now: float) -> None:
+        self._next_claim_check_s = max(self._next_claim_check_s, now + CLAIM_CHECKED_EVERY_S)
+        if self._paths.ownership is not None:
+            self._paths.ownership.require()
+
+    def look_after_journal(self, now: float, writer: Executor) -> None:
+        """Retry unwritten records, measure the lag, and sync the journal if a sync is due."""
+        journal, counted = self.journal, self._workers_counted()
+        is_new = counted[1:] != self._counted[1:] and now < self.writes_until_s
+        self.record(*([counted] if is_new else []))
+        self._counted = counted if is_new else self._counted
+        lag, former = journal.lag(now), self.on_disk.journal
+        if lag.error != former.error:
+            logger.error("journal_error_changed error=%s", lag.error)
+            self._run.metrics.journal_failures += former.error is None
+        self.on_disk.journal = lag
+        is_syncing = self._sync is not None and not self._sync.done()
+        if journal.sync_interval_s and now >= self._next_sync_s and not is_syncing:
+            self._next_sync_s = now + journal.sync_interval_s
+            self._sync = writer.submit(journal.sync)
+
+    def _workers_counted(self) -> WorkersCounted:
+        metrics = self._run.metrics
+        return WorkersCounted(self._run.store.version, metrics.workers_joined, metrics.workers_lost)
+
+    def write_first_checkpoint(self) -> None:
+        """Write a new run's checkpoint. Of a resumed run, which has one, only sync the directory.
+
+        A killed server may not have synced it; and the disk may be full.
+        """
+        checkpoint = self._run.checkpoint()
+        if not self._run.is_resumed:
+            self._is_written(self.write_checkpoint(checkpoint))
+            return
+        checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
+        try:
+            self._disk.sync(self._paths.checkpoint.parent)
+        except OSError as error:
+            self._failed(f"{self._paths.checkpoint}: {error.strerror}")
+            self.record(checkpointed)
+        else:
+            self._is_written(checkpointed)
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
+        """Write the checkpoint, in the writer's thread, and return its record for the journal."""
+        self.journal.sync()  # the journal must never be behind the checkpoint
+        write_checkpoint(
+            self._paths.checkpoint,
+            checkpoint,
+            self._disk,
+            self._paths.keep_checkpoints,
+            self.on_disk.checkpoint_version,
+            self._require_only_server,
+        )
+        logger.info("checkpoint_written version=%d", checkpoint.version)
+        return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
+
+    def _require_only_server(self) -> None:
+        """Raise SupersededError or FileWriteError if another server may serve the run."""
+        now = self._clock.now()
+        self._require_ownership(now)
+        if now >= self.writes_until_s:
+            raise FileWriteError(
+                f"the checkpoint {self._paths.checkpoint} was not replaced: this server was "
+                f"stopped or cut off meanwhile, and a standby may continue the run"
+            )
+
+    def take_written(self, written: Future[Checkpointed]) -> bool:
+        """Record a finished write, or its failure; return whether the checkpoint was written."""
+        if (error := written.exception()) is not None:
+            self._failed(str(error))
+            return False
+        self._is_written(written.result())
+        return True
+
+    def _is_written(self, checkpointed: Checkpointed) -> None:
+        self.on_disk.checkpoint_version = checkpointed.version
+        self.on_disk.checkpoint_error = None
+        self.record(checkpointed)
+
+    def _failed(self, error: str) -> None:
+        logger.error("checkpoint_failed error=%s", error)
+        self.on_disk.checkpoint_error = error
+        self._run.metrics.checkpoints_failed += 1
+
+    def remember(self, known: Remembered) -> None:
+        """Write down who may begin another term, for the next start of the server."""
+        path = self._paths.standbys
+        has_standbys = known.standbys or self._remembered.standbys
+        if known != self._remembered and has_standbys and path is not None:
+            with replacing(path, self._disk) as partial:
+                self._disk.write(partial, json.dumps(known).encode())
+            self._remembered = known
