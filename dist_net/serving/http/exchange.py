@@ -77,12 +77,7 @@ class Guard:
         send = self.refusals.noting(scope, send, request_id)
         host, _ = scope.get("client") or ("", 0)
         credential = self.settings.credential(host, headers.get(b"authorization", b""))
-        refusal = (
-            self._repeated(scope, headers)
-            or (self._foreign(headers) if self.settings.tokens is None else None)
-            or self._forbidden(scope["path"], credential.role)
-        )
-        if refusal is not None:
+        if refusal := self._refusal(scope, headers, credential.role):
             await error_reply(*refusal)(scope, receive, send)
         elif scope["path"].startswith(_HEALTH):  # a supervisor's, who would restart the process
             await self.application(scope, receive, send)
@@ -111,40 +106,17 @@ class Guard:
         try:
             await self.application(scope, receive, send)
             if connection is not None:
-                await connection.until_read()
+                await connection.flow.drain()  # until the client has read most of its answers
         finally:
             opened.close()
 
-    def _repeated(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
-        """Return a status code and the reason to refuse a request; as the following do."""
-        sent: list[tuple[bytes, bytes]] = scope["headers"]
-        if len(headers) != len(sent):
-            names = [name for name, _ in sent]
-            repeated = [name.decode() for name in _UNIQUE if names.count(name) > 1]
-            if repeated:
-                return 400, f"the header {repeated[0]} is repeated; expected it once"
-        return None
-
-    def _foreign(self, headers: HeaderValues) -> tuple[int, str] | None:
-        """Refuse requests from other sites' pages in a browser; a token proves another sender."""
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
-        is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
-        if origin is not None and not is_same_origin and origin.partition(b"://")[2] != host:
-            return 403, (
-                "the request comes from a page of another site; expected a page of this server, "
-                "or a token"
-            )
-        if not (self.settings.has_tls or _is_this_host(host.decode("latin-1"))):
-            # DNS rebinding: if another site's name resolves to this host, the browser treats its
-            # pages as pages of this server.
-            return 403, (
-                "the header Host is not an IP address or localhost; expected one of these; to "
-                "serve under another name, use a token or TLS"
-            )
-        return None
-
-    def _forbidden(self, path: str, role: str) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: HeaderValues, role: str) -> tuple[int, str] | None:
+        """Return a status code and the reason to refuse a request, if there is one."""
+        names, path = [name for name, _ in scope["headers"]], scope["path"]
+        if repeated := [name.decode() for name in _UNIQUE if names.count(name) > 1]:
+            return 400, f"the header {repeated[0]} is repeated; expected it once"
+        if self.settings.tokens is None and (reason := self._foreign(headers)):
+            return 403, reason
         if path in self.open_paths:
             return None
         if not role:
@@ -157,6 +129,25 @@ class Guard:
                 f"'operator TOKEN' in the server's --token-file)"
             )
         return None
+
+    def _foreign(self, headers: HeaderValues) -> str:
+        """Return why a request may be of another site's page in a browser, which has no token."""
+        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+        # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
+        is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
+        if origin is not None and not is_same_origin and origin.partition(b"://")[2] != host:
+            return (
+                "the request comes from a page of another site; expected a page of this server, "
+                "or a token"
+            )
+        if not (self.settings.has_tls or _is_this_host(host.decode("latin-1"))):
+            # DNS rebinding: if another site's name resolves to this host, the browser treats its
+            # pages as pages of this server.
+            return (
+                "the header Host is not an IP address or localhost; expected one of these; to "
+                "serve under another name, use a token or TLS"
+            )
+        return ""
 
 
 @lru_cache(maxsize=64)
@@ -225,8 +216,25 @@ class HttpExchange:
                 http_code=415,
             )
         self._require_size(self.size_header(b"content-length") or 0)
+        body, is_whole = bytearray(), False
         try:
-            return await self._pieces()
+            while not is_whole:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece: bytes = message.get("body", b"")
+                size = len(body) + len(piece)
+                self._require_size(size)
+                while not self._opened.hold(size) and self._memory.drop_stalled():
+                    pass
+                self._opened.require(size)
+                self._opened.share.account.received_bytes += len(piece)
+                is_whole = not message.get("more_body", False)
+                if is_whole and not body:
+                    return piece  # without a copy, as for most bodies
+                body += piece
+                self._memory.arriving[self] = None
+            return memoryview(body)
         finally:
             self._memory.arriving.pop(self, None)
 
@@ -235,9 +243,8 @@ class HttpExchange:
 
         A thread would not help: a parser holds the interpreter's lock all the time.
         """
-        share = LoopShare(self._opened.share.loop)
-        if self._connection is not None:
-            share = self._connection.turns
+        connection = self._connection
+        share = LoopShare(self._opened.share.loop) if connection is None else connection.turns
         return await self._opened.ledger.turns.in_slices(share, work)
 
     async def infer(
@@ -290,27 +297,6 @@ class HttpExchange:
         self._opened.hold(0)
         if self._connection is not None:
             self._connection.time_out()
-
-    async def _pieces(self) -> Payload:
-        body = bytearray()
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            piece: bytes = message.get("body", b"")
-            size = len(body) + len(piece)
-            self._require_size(size)
-            while not self._opened.hold(size) and self._memory.drop_stalled():
-                pass
-            self._opened.require(size)
-            is_whole = not message.get("more_body", False)
-            self._opened.share.account.received_bytes += len(piece)
-            if is_whole and not body:
-                return piece  # without a copy, as for most bodies
-            body += piece
-            if is_whole:
-                return memoryview(body)
-            self._memory.arriving[self] = None
 
     def _require_size(self, size: int) -> None:
         limit = min(self._memory.settings.body_bytes, self._opened.ledger.max_request_bytes)

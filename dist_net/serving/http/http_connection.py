@@ -9,23 +9,21 @@ import math
 import socket
 import ssl
 from asyncio import Transport
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httptools
 import orjson
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare
 from dist_net.serving.gateway.loop_turns import LoopShare
-from dist_net.serving.http.open_connections import OpenConnections
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.wire.connections import transferred_bytes
@@ -36,6 +34,84 @@ _PARSED_A_TURN = 16 * 1024  # bytes of a connection
 _READ_S_PER_BYTE = 4e-10
 _BYTES_A_CHUNK = 64  # on average; each chunk takes about 3 us
 _SMALL_CHUNKS = 1024
+
+
+Connection = TypeVar("Connection", bound=Hashable)
+
+
+class OpenConnections(Generic[Connection]):
+    """The open connections: the client of each, its wait for its client, and which gives way. Pure.
+
+    A connection waits for the server from the end of a request until its answer is written.
+    Otherwise it waits for its client: for a first byte, the rest of a handshake, a head or a body,
+    for the next request, or until the client has read its answer. Bytes that the client sends or
+    reads count against the wait, at the minimum rate: a client that keeps the rate has no wait.
+    ``now`` is in seconds, of any one clock.
+    """
+
+    def __init__(self, min_bytes_per_s: float) -> None:
+        self._min_bytes_per_s = min_bytes_per_s
+        self._clients: dict[Connection, Hashable] = {}
+        self._by_client: dict[Hashable, dict[Connection, None]] = {}  # oldest first
+        self._since_s: dict[Connection, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def __contains__(self, connection: Connection) -> bool:
+        return connection in self._clients
+
+    def all(self) -> list[Connection]:
+        return list(self._clients)
+
+    def assign(self, connection: Connection, client: Hashable) -> None:
+        """Add a connection of a client, or move it to another client."""
+        self._leave(connection)
+        self._clients[connection] = client
+        self._by_client.setdefault(client, {})[connection] = None
+
+    def close(self, connection: Connection) -> None:
+        self._leave(connection)
+        self.end_wait(connection)
+
+    def begin_wait(self, connection: Connection, now: float) -> None:
+        """Begin to wait for the client, unless that has begun."""
+        if connection in self._clients:
+            self._since_s.setdefault(connection, now)
+
+    def end_wait(self, connection: Connection) -> None:
+        self._since_s.pop(connection, None)
+
+    def is_waiting(self, connection: Connection) -> bool:
+        return connection in self._since_s
+
+    def transferred(self, connection: Connection, count: int, now: float) -> None:
+        """Count bytes that the client sent or read since the last call."""
+        if connection in self._since_s:
+            since_s = self._since_s[connection] + count / self._min_bytes_per_s
+            self._since_s[connection] = min(since_s, now)
+
+    def waited_s(self, connection: Connection, now: float) -> float:
+        """Return the seconds without progress at the minimum rate; 0 if the server is at work."""
+        return now - self._since_s.get(connection, now)
+
+    def giving_way(self) -> tuple[Connection, Hashable]:
+        """Return a connection of the client that has most, and the client.
+
+        It is the connection that waits longest, the oldest of several; or else the newest, which
+        has cost least. Raise ValueError without connections.
+        """
+        client, most = max(self._by_client.items(), key=lambda each: len(each[1]))
+        waiting = [each for each in most if each in self._since_s]
+        longest = min(waiting, key=self._since_s.__getitem__, default=next(reversed(most)))
+        return longest, client
+
+    def _leave(self, connection: Connection) -> None:
+        client = self._clients.pop(connection, None)
+        if client is not None:
+            del self._by_client[client][connection]
+            if not self._by_client[client]:
+                del self._by_client[client]
 
 
 class HttpConnections:
@@ -80,42 +156,14 @@ class HttpConnections:
         return task
 
 
-class _Flow(FlowControl):
-    """uvicorn's, which resumes reading only once everything that was read is parsed."""
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport)
-        self._is_unwanted = self._has_backlog = False
-
-    def pause_reading(self) -> None:
-        self._is_unwanted = True
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        self._is_unwanted = False
-        self._resume()
-
-    def set_backlog(self, has_backlog: bool) -> None:
-        self._has_backlog = has_backlog
-        if has_backlog:
-            super().pause_reading()
-        else:
-            self._resume()
-
-    def _resume(self) -> None:
-        if not (self._is_unwanted or self._has_backlog):
-            super().resume_reading()
-
-
 class HttpConnection(HttpToolsProtocol):
     """uvicorn's connection, with bounded memory, and bounded waits for its client.
 
     It is a stranger until its first request, apart from the clients at its address, and costs
-    little until its first byte. What it does at the event loop are jobs of ``turns``, its part of
-    its client's ``share``. The parser buffers a head or
-    a trailer until it is complete, so this class counts the bytes that the parser has not reported
-    yet. uvicorn buffers at most 64 KiB of a body until the application receives them. asyncio and
-    httptools call the overridden methods.
+    little until its first byte. All its work on the event loop is done in jobs of ``turns``, its
+    part of its client's ``share``. The parser buffers a head or a trailer until it is complete, so
+    this class counts the bytes that the parser has not reported yet. uvicorn buffers at most 64 KiB
+    of a body until the application receives them. asyncio and httptools call the overridden methods.
     """
 
     def __init__(
@@ -179,7 +227,6 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow: _Flow = _Flow(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
         if self not in self._server.open:
             transport.abort()  # it gave way meanwhile
@@ -196,7 +243,7 @@ class HttpConnection(HttpToolsProtocol):
         self.cycle = None  # type: ignore[assignment]
 
     def belong_to(self, share: ClientShare) -> None:
-        """Note whose the last request was."""
+        """Move the connection to the client that sent the last request."""
         if share is not self.share and self in self._server.open:
             self.share, self.turns = share, LoopShare(share.loop)
             self._server.open.assign(self, share)
@@ -232,7 +279,7 @@ class HttpConnection(HttpToolsProtocol):
             is_long = len(data) > _PARSED_A_TURN
             self._server.turns.run(self.turns, self._parse_backlog, is_long=is_long)
         if self._backlog:
-            self.flow.set_backlog(True)
+            self.transport.pause_reading()
 
     def _parse_backlog(self) -> None:
         """Parse a piece: it may contain a callback for each chunk, or one for a part of a body."""
@@ -243,15 +290,15 @@ class HttpConnection(HttpToolsProtocol):
         piece, self._backlog = self._backlog[:size], self._backlog[size:]
         self._server.turns.charge(self.turns, _READ_S_PER_BYTE * len(piece))
         self._is_parsing = True
-        self._parse_piece(piece)
+        self._parse(piece)
         self._is_parsing = False
         if self._start_parsed is not None:
             start, self._start_parsed = self._start_parsed, None
             start()
         if self._backlog:
             self._server.turns.run(self.turns, self._parse_backlog)
-        elif not self.transport.is_closing():
-            self.flow.set_backlog(False)
+        elif not (self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _body_bytes_left(self) -> int:
         """Return how many bytes of a body are to come, 0 if its length is unknown."""
@@ -260,22 +307,13 @@ class HttpConnection(HttpToolsProtocol):
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         return lengths[0] - self._body_bytes if lengths else 0
 
-    def _parse_piece(self, data: bytes) -> None:
-        self._unparsed_bytes += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            if not self._is_ending:
-                self._refuse(400, "this is not an HTTP/1.1 request")
-        if self._unparsed_bytes > self._server.settings.header_bytes and self._awaited:
-            self._refuse(431, self._server.settings.expected_head)
-
     def _parse(self, data: bytes) -> None:
         """Parse a piece. Ignore requests to upgrade, as RFC 9110 (7.8) permits.
 
         The parser takes what follows such a head for another protocol, so it parses the head again
         without the request to upgrade. CONNECT is refused: it has no other meaning.
         """
+        self._unparsed_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -287,6 +325,12 @@ class HttpConnection(HttpToolsProtocol):
             lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self._parse(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
+            return
+        except httptools.HttpParserError:
+            if not self._is_ending:
+                self._refuse(400, "this is not an HTTP/1.1 request")
+        if self._unparsed_bytes > self._server.settings.header_bytes and self._awaited:
+            self._refuse(431, self._server.settings.expected_head)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Close the connection once the client's complete requests are answered, if that is soon.
@@ -385,10 +429,6 @@ class HttpConnection(HttpToolsProtocol):
     def _is_at_work(self) -> bool:
         """Whether the server works on a complete request; only the last one may be incomplete."""
         return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
-
-    async def until_read(self) -> None:
-        """Wait until the client has read most of its answers, or has gone."""
-        await self.flow.drain()
 
     def _note_wait(self) -> None:
         if self._is_at_work:

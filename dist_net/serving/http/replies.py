@@ -80,12 +80,8 @@ class HttpReply(Response):
         content_type: bytes = b"application/json",
     ) -> None:
         super().__init__(body, code)
-        self.raw_headers = [
-            (b"content-type", content_type),
-            *_COMMON_HEADERS,
-            (b"content-length", b"%d" % len(body)),
-            *headers,
-        ]
+        own = (b"content-type", content_type), (b"content-length", b"%d" % len(body))
+        self.raw_headers = [*own, *_COMMON_HEADERS, *headers]
 
 
 class Json(HttpReply):
@@ -141,7 +137,7 @@ class Refusals:
     def noting(self, scope: Scope, send: Send, request_id: str) -> Send:
         """Return a ``send`` that adds the id to the response, and notes it if it is a refusal.
 
-        The last response of a connection says so.
+        It closes a connection with its last response.
         """
         code, connection = 0, scope["state"].get("connection")
 

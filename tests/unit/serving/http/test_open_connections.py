@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_net.serving.http.open_connections import OpenConnections
+from dist_net.serving.http.http_connection import OpenConnections
 
 RATE = 10  # bytes/s
 
