@@ -17,6 +17,7 @@ _KEPT_FREE = 8
 _RETRY_AFTER_S = 1.0
 _MAX_ACCOUNTS = 1024
 _OTHERS = "others"
+ANSWER_COPIES = 2  # of an answer in memory: as its workers sent it, and as it is written
 
 
 class Quota(NamedTuple):
@@ -67,11 +68,13 @@ class OpenRequest:
     def hold(self, size_bytes: int) -> bool:
         """Hold ``size_bytes`` from now on and return True; return False if there is no room."""
         more_bytes, share, ledger = size_bytes - self.size_bytes, self.share, self.ledger
-        if more_bytes > 0 and not ledger.has_room(self, more_bytes):
-            return False
+        held_bytes, total_bytes = share.held_bytes + more_bytes, ledger.total_bytes + more_bytes
+        if more_bytes > 0 and held_bytes > ledger.limit_bytes - total_bytes:
+            is_only = share.held_bytes == self.size_bytes
+            if not is_only or total_bytes > ledger.max_request_bytes:
+                return False
         self.size_bytes = size_bytes
-        share.held_bytes += more_bytes
-        ledger.total_bytes += more_bytes
+        share.held_bytes, ledger.total_bytes = held_bytes, total_bytes
         return True
 
     def require(self, size_bytes: int) -> None:
@@ -85,17 +88,19 @@ class OpenRequest:
                 _RETRY_AFTER_S,
             )
 
-    def answered(self, answer_bytes: int) -> None:
-        """Count an answer that is sent: the request is not in flight any more."""
-        self.share.account.sent_bytes += answer_bytes
-        if self.is_in_flight:
-            self.is_in_flight = False
-            self.share.account.in_flight -= 1
+    def require_answer(self, answer_bytes: int) -> None:
+        """Also hold an answer; raise PoolUnavailableError if there is no room."""
+        self.require(self.size_bytes + ANSWER_COPIES * answer_bytes)
 
-    def close(self) -> None:
-        """Release all bytes: the answer was read, or the client has gone."""
-        self.answered(0)
-        self.hold(0)
+    def answered(self, answer_bytes: int) -> None:
+        """Count an answer that is sent, and hold it instead of the request.
+
+        0 bytes: the answer was read, or the client has gone.
+        """
+        self.share.account.sent_bytes += answer_bytes
+        self.share.account.in_flight -= self.is_in_flight
+        self.is_in_flight = False
+        self.hold(ANSWER_COPIES * answer_bytes)
 
 
 class ClientLedger:
@@ -136,33 +141,21 @@ class ClientLedger:
     def begin(self, share: ClientShare, now: float) -> OpenRequest:
         """Open a request; raise QuotaExceededError beyond the client's quota."""
         account = share.account
-        self._require_quota(account, now)
-        account.requests += 1
-        account.in_flight += 1
-        return OpenRequest(share, self)
-
-    def has_room(self, request: OpenRequest, more_bytes: int) -> bool:
-        """Return whether a request may hold more bytes."""
-        total_bytes, held_bytes = self.total_bytes + more_bytes, request.share.held_bytes
-        if held_bytes + more_bytes <= self.limit_bytes - total_bytes:
-            return True
-        is_only = held_bytes == request.size_bytes
-        return is_only and total_bytes <= self.max_request_bytes
-
-    def _require_quota(self, account: Account, now: float) -> None:
         (rate, inflight), name, wait_s = account.quota, account.name, 0.0
         if account.in_flight >= inflight:
             limit = f"{inflight:g} requests in flight"
         elif rate < math.inf and (wait_s := self._rates.wait_s(name, rate, max(1.0, rate), now)):
             limit = f"{rate:g} requests per second"
         else:
-            return
+            account.requests += 1
+            account.in_flight += 1
+            return OpenRequest(share, self)
         account.refused += 1
         message = f"{name} exceeds its quota of {limit}; send fewer requests"
         raise QuotaExceededError(message, wait_s)
 
     def _new_share(self, client: str, name: str, quota: Quota) -> ClientShare:
-        """Return a client's share. Addresses are endless, so many names have one account."""
+        """Return a client's share. Beyond ``_MAX_ACCOUNTS`` names, the others have one account."""
         if name not in self.accounts and len(self.accounts) >= _MAX_ACCOUNTS:
             name = _OTHERS
         account = self.accounts.setdefault(name, Account(name, quota))

@@ -30,7 +30,7 @@ from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec, Word
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses
@@ -153,8 +153,8 @@ def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
         # Workers of this host connect to a private path.
         listen = options.listen_options.listen if ray is None else ray.listen
         admitting = load_server_keys(worker_keys) if worker_keys else None
-        # All answers together: the ledger has admitted them at twice their size.
-        answer_bytes = max(MIN_BATCH_BYTES, options.queue_bytes // 2)
+        # Of all answers together, whose copies the ledger has admitted.
+        answer_bytes = max(MIN_BATCH_BYTES, options.queue_bytes // ANSWER_COPIES)
         limits = answer_bytes, answer_bytes + 2 * MAX_HEADER_BYTES
         socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, *limits)
         workers = opened.enter_context(socket)

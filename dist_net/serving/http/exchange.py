@@ -108,7 +108,7 @@ class Guard:
             if connection is not None:
                 await connection.flow.drain()  # until the client has read most of its answers
         finally:
-            opened.close()
+            opened.answered(0)
 
     def _refusal(self, scope: Scope, headers: HeaderValues, role: str) -> tuple[int, str] | None:
         """Return a status code and the reason to refuse a request, if there is one."""
@@ -253,10 +253,9 @@ class HttpExchange:
         """Return the result of each request, once the body has been received.
 
         The requests are cancelled if the client disconnects or this task is cancelled. Raise
-        PoolUnavailableError without room for their answers, twice in memory when written.
+        PoolUnavailableError without room for their answers.
         """
-        answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
-        self._opened.require(self._opened.size_bytes + 2 * answer_bytes)
+        self._opened.require_answer(sum(model.answer_bytes(each.rows) for each in requests))
         for request in requests:
             request.client = self._queue
         more_follow = bool(self._opened.share.loop.waiting)
@@ -275,8 +274,7 @@ class HttpExchange:
         )
         try:
             results = [await future for future in futures]
-            self._opened.answered(answer_bytes := sum(len(each.payload) for each in results))
-            self._opened.hold(2 * answer_bytes)
+            self._opened.answered(sum(len(each.payload) for each in results))
             return results
         except asyncio.CancelledError:
             return [Result(Status.CANCELLED, reason="the request was cancelled")] * len(futures)

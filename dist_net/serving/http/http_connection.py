@@ -163,7 +163,7 @@ class HttpConnection(HttpToolsProtocol):
     little until its first byte. All its work on the event loop is done in jobs of ``turns``, its
     part of its client's ``share``. The parser buffers a head or a trailer until it is complete, so
     this class counts the bytes that the parser has not reported yet. uvicorn buffers at most 64 KiB
-    of a body until the application receives them. asyncio and httptools call the overridden methods.
+    of a body until the application receives them. Asyncio and httptools call what is overridden.
     """
 
     def __init__(

@@ -60,10 +60,7 @@ class Catalogue:
     def description(self, model: str, version: int | None) -> ModelDescription | None:
         """Return the description of a version, by default the newest; None if it is not served."""
         found = self.models.get(model)
-        if found is None:
-            return None
-        one = found.newest if version is None else found.versions.get(version)
-        return None if one is None else one.description
+        return None if found is None else found.description(version)
 
     # Reading models
 

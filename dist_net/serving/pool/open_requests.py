@@ -6,13 +6,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, takewhile
+from typing import NamedTuple
 
-from dist_net.serving.pool.costs import Costs, are_alike, size_of
+from dist_net.images.stated_size import stated_pixels
 from dist_net.serving.pool.membership import RunningBatch, Worker
 from dist_net.serving.pool.quarantine import Quarantine
 from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Result, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import BatchDone
+
+SHORT_BATCH_S = 0.005
+"""A worker receives its next batch before it finishes a batch that is shorter than this: waiting
+for the message would cost more than the computation."""
+
+MIN_COST_S = 1e-4
+ALIKE_FACTOR = 2
+MAX_RISE = 4
+"""A measurement counts as at most this multiple of what was expected: it may be an accident."""
+RISES, FALLS = 0.5, 0.1
+"""The weights of a measurement above and below the expected time, which is thus rather too long."""
 
 STALE_DEADLINES = 64
 ACTIVE_S = 1.0
@@ -21,6 +33,61 @@ REMEMBERED_S = 60.0  # how long the account of a client without requests is kept
 MAX_VOTES = 256
 NEWEST_WEIGHT = 0.25
 """The weight of a measurement in the moving means, which adapt within a few batches."""
+
+
+def size_of(request: InferenceRequest) -> int:
+    """Return the bytes of a request, and the pixels of an image: its decoder reads both."""
+    payload = request.payload
+    return len(payload) + (stated_pixels(payload) if request.is_image else 0)
+
+
+class Costs:
+    """What a request will cost, learned before it runs: seconds for each power of two of its size.
+
+    Sizes never seen take as long as in ``others``; else as the nearest that was seen, or in
+    proportion if they are larger.
+    """
+
+    def __init__(self, others: "Costs | None" = None) -> None:
+        self._others = others
+        self._seconds: dict[tuple[bool, int], float] = {}
+
+    def of(self, request: InferenceRequest) -> float:
+        """Return the seconds that a request will take; 0 if none like it has been measured."""
+        is_image, bits = kind = _class_of(request)
+        seconds = self._seconds.get(kind)
+        if seconds is None and self._others is not None:
+            return self._others.of(request)
+        if seconds is None:
+            known = [each for kind, each in self._seconds if kind == is_image]
+            nearest = min(known, key=lambda each: abs(each - bits), default=bits)
+            seconds = self._seconds.get((is_image, nearest), 0.0) * 2 ** max(0, bits - nearest)
+        return seconds
+
+    def learn(self, request: InferenceRequest, took_s: float) -> None:
+        """Record the time that a request took."""
+        measured_s, kind = max(took_s, MIN_COST_S), _class_of(request)
+        usual_s = self._seconds.setdefault(kind, measured_s)
+        rise_s = min(measured_s, MAX_RISE * usual_s) - usual_s
+        self._seconds[kind] += (RISES if rise_s > 0 else FALLS) * rise_s
+
+
+def _class_of(request: InferenceRequest) -> tuple[bool, int]:
+    return request.is_image, request.size.bit_length()
+
+
+def are_alike(one_s: float, other_s: float) -> bool:
+    """Return whether rows of these costs may share a batch: neither waits for the other."""
+    return max(one_s, other_s) <= max(SHORT_BATCH_S, ALIKE_FACTOR * min(one_s, other_s))
+
+
+class BatchTerms(NamedTuple):
+    """What a batch may have: rows of a version, each of which takes ``row_s``; see ``take``."""
+
+    version: int
+    max_rows: int
+    row_s: float
+    lends: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +136,8 @@ class ClientQueue:
         last = next(islice(reversed(self.requests.values()), enough - 1, None), None)
         return last is not None and _is_late(self.oldest, now) and not _is_late(last, now)
 
-    def leaves(self, request: InferenceRequest, now: float) -> None:
-        """Remove a request that a worker computes or has answered, and measure the queue's rate."""
-        del self.requests[request.request_id]
+    def measure_rate(self, now: float) -> None:
+        """Count a request that has left the queue because a worker computes or has answered it."""
         self.left += 1
         if now > self.left_s:  # not for each request of a batch
             self.request_s += NEWEST_WEIGHT * ((now - self.left_s) / self.left - self.request_s)
@@ -172,18 +238,16 @@ class OpenRequests:
     def take(
         self,
         first: InferenceRequest,
-        version: int,
         queues: Iterable[ClientQueue],
-        max_rows: int,
-        row_s: float,
-        lends: bool,
+        terms: BatchTerms,
         now: float,
     ) -> list[InferenceRequest]:
         """Return the next batch, removed or lent: ``first``, and requests that may share it.
 
         The clients of ``queues`` take turns in this order until no request fits into ``max_rows``,
-        or would end in time if a row takes ``row_s``. A suspect input runs alone.
+        or would end in time. A suspect input runs alone.
         """
+        version, max_rows, row_s, lends = terms
         batch, rows = [first], first.rows
         self._leave(first, lends, now)
         own = self.queue_of(first.model, first.client)
@@ -264,8 +328,7 @@ class OpenRequests:
                 continue
             if request.lent and result.status is not Status.OK and not is_trusted:
                 continue
-            if self._is_queued(request):
-                self._leave(request, False, now)
+            self._dequeue(request, now)
             self._close(request)
             latency_s = now - request.admitted_s
             statistics.ended(result, latency_s, transit_s)
@@ -339,16 +402,18 @@ class OpenRequests:
         """Take a request out of its queue, or lend it."""
         if lends:
             request.lent = True
-            return
-        self.queue_of(request.model, request.client).leaves(request, now)
-        self._dequeue(request)
+        else:
+            self._dequeue(request, now)
 
-    def _dequeue(self, request: InferenceRequest) -> None:
-        """Remove a request from its queue, if it is there."""
+    def _dequeue(self, request: InferenceRequest, now: float | None = None) -> None:
+        """Remove a request from its queue, if it is there; a worker computes it from ``now``."""
         queue = self.queue_of(request.model, request.client)
-        queue.requests.pop(request.request_id, None)
-        clients = self.waiting.get(request.model, {})
-        if not queue.requests and request.client in clients:
+        if queue.requests.pop(request.request_id, None) is None:
+            return
+        if now is not None:
+            queue.measure_rate(now)
+        if not queue.requests:
+            clients = self.waiting[request.model]
             del clients[request.client]
             if not clients:
                 del self.waiting[request.model]

@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from dist_net.ground.spelling import suggestion
-from dist_net.serving.pool.costs import SHORT_BATCH_S, size_of
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.open_requests import (
     ACTIVE_S,
     NEWEST_WEIGHT,
     REMEMBERED_S,
+    SHORT_BATCH_S,
+    BatchTerms,
     ClientQueue,
     OpenRequests,
+    size_of,
 )
 from dist_net.serving.pool.requests import (
     EndRequest,
@@ -212,7 +214,8 @@ class Scheduler:
                 is_batched = self._models[name].versions[version].description.is_batched
                 max_rows = self._settings.max_batch_size if is_batched and not is_long else 1
                 row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
-                batch = self._requests.take(request, version, queues, max_rows, row_s, lends, now)
+                terms = BatchTerms(version, max_rows, row_s, lends)
+                batch = self._requests.take(request, queues, terms, now)
                 return worker, self._start(worker, version, batch, is_long, now)
         return None
 

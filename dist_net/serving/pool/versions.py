@@ -19,6 +19,7 @@ again. Workers load a new version one after the other, so that the rest continue
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -99,7 +100,7 @@ class ModelVersions:
         self.is_unloaded = self.is_answering = False
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
-        self.statistics: dict[int, ModelStatistics] = {}
+        self.statistics = defaultdict[int, ModelStatistics](ModelStatistics)
         self.recent = RecentLatencies()
         self._target: Version | None = None
         self._waiting: Version | None = None
@@ -125,6 +126,11 @@ class ModelVersions:
         state = is_ready, reason, samples, self.is_unloaded
         return ServedModel(self.name, description, versions, *state)
 
+    def description(self, number: int | None) -> ModelDescription | None:
+        """Return the description of a version, by default the newest; None if it is not served."""
+        one = self.newest if number is None else self.versions.get(number)
+        return None if one is None else one.description
+
     def may_name(self, number: int) -> bool:
         """Return whether a request may name this version."""
         one = self.versions.get(number)
@@ -147,11 +153,7 @@ class ModelVersions:
 
     def statistics_of(self, number: int) -> ModelStatistics:
         """Return the statistics that count a version's requests."""
-        key = number if number in self.versions else NO_VERSION
-        found = self.statistics.get(key)
-        if found is None:
-            found = self.statistics[key] = ModelStatistics()
-        return found
+        return self.statistics[number if number in self.versions else NO_VERSION]
 
     def prepared(self, version: Version) -> None:
         """Add a version that can be loaded, unless it is known already."""

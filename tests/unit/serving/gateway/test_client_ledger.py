@@ -25,7 +25,7 @@ def test_all_clients_together_hold_no_more_than_the_limit_and_what_is_released_i
         one.hold(size)
         assert ledger.total_bytes == sum(each.size_bytes for each in opened.values()) <= LIMIT
     for each in opened.values():
-        each.close()
+        each.answered(0)
     assert ledger.total_bytes == 0
     assert ledger.begin(ledger.share_of("late"), 0.0).hold(ledger.max_request_bytes)
 
@@ -72,11 +72,11 @@ def test_a_client_has_no_more_requests_per_second_than_its_quota(
     for pause_s in pauses:
         now += pause_s
         try:
-            ledger.begin(own, now).close()
+            ledger.begin(own, now).answered(0)
         except QuotaExceededError as error:
             waits.append(error.retry_after_s)
             now += error.retry_after_s + 1e-6
-            ledger.begin(own, now).close()
+            ledger.begin(own, now).answered(0)
         admitted += 1
     assert admitted <= rate * (now + 1) + 1e-3
     assert all(wait_s > 0 for wait_s in waits)

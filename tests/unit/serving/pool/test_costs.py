@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from dist_net.serving.pool.costs import FALLS, MAX_RISE, RISES, Costs, are_alike, size_of
+from dist_net.serving.pool.open_requests import FALLS, MAX_RISE, RISES, Costs, are_alike, size_of
 from dist_net.serving.pool.requests import InferenceRequest
 
 

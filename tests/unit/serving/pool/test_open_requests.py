@@ -10,6 +10,7 @@ from described import described
 from dist_net.serving.pool.membership import RunningBatch, Worker
 from dist_net.serving.pool.open_requests import (
     REMEMBERED_S,
+    BatchTerms,
     OpenRequests,
 )
 from dist_net.serving.pool.requests import InferenceRequest
@@ -43,7 +44,7 @@ def take(
     queues = [*queue.waiting["net"].values()]
     first = queues[0].next(now, lends, suspects=True)
     assert first is not None
-    return queue.take(first, 1, queues, max_rows, row_s, lends, now)
+    return queue.take(first, queues, BatchTerms(1, max_rows, row_s, lends), now)
 
 
 def numbers(requests: list[InferenceRequest]) -> list[int]:
