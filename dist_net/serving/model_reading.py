@@ -36,7 +36,7 @@ from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.named_source import ModelSource, files_of, parse_pool_sources
+from dist_net.nets.sources.named_source import ModelSource, files_of, parse_named_source
 from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import entry_point, limit_memory, terminate_after
@@ -232,8 +232,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--training-keys", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--labels", type=Path)
     parser.add_argument("--engine", choices=ENGINES, default=NUMPY)
     add_trust_argument(parser)
     parser.add_argument("source", metavar="[NAME=]SOURCE")
@@ -246,7 +244,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.read == UNREQUESTED:
         time.sleep(FOLLOW_EVERY_S)  # after the end of another process, which may end likewise
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
-    [named] = parse_pool_sources([arguments.source], arguments.weights, arguments.labels)
+    named = parse_named_source(arguments.source)
     file = answer_file(arguments.directory, named.name)
     followed = file.with_suffix(".followed")  # for the next process of this model
 

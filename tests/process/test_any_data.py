@@ -12,7 +12,7 @@ from dist_net.errors import ModelSourceError
 from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.named_source import model_source
+from dist_net.nets.sources.named_source import NamedSource
 from dist_net.nn.inference import prepare
 from dist_net.python.loaded_model import load
 from dist_net.serving.model_reading import described
@@ -76,7 +76,7 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     assert report["test_accuracy"] is None
     assert report["test_loss"] < 0.05
     assert '"accuracy": null' in (run / "metrics.jsonl").read_text()
-    found = model_source(str(run), None, None, ignore).read()
+    found = NamedSource("m", str(run)).open(ignore).read()
     description, outputs = served(found, tmp_path, np.eye(3, dtype=np.float32))
     plane = np.random.default_rng(0)
     plane.normal(size=(512, 3))

@@ -19,7 +19,7 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
 from dist_net.nets import darknet
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources.named_source import model_source
+from dist_net.nets.sources.named_source import NamedSource
 from dist_net.python.loaded_model import load
 from dist_net.serving.client.client import Client
 from dist_net.training.run.evaluation import Evaluator
@@ -155,7 +155,7 @@ def test_nets_of_maps_are_exported_and_served(tmp_path: Path, start, eventually)
 def assert_exported(name: str, run: dist_net.Run, inputs: Floats, outputs: Floats) -> None:
     import onnxruntime
 
-    found = model_source(str(run.path), None, None, lambda _: None).read()
+    found = NamedSource("m", str(run.path)).open(lambda _: None).read()
     file = run.path / "exported.onnx"
     write_exported(file, "onnx", ExportedModel(name, found, found.weights()))
     (exported,) = onnxruntime.InferenceSession(file).run(None, {"input": inputs})

@@ -50,24 +50,10 @@ def files_of(source: ModelSource) -> list[Path]:
 
 
 def model_source(
-    model: str,
-    weights: Path | None,
-    labels: Path | None,
-    progress: Progress,
-    keys: PeerKeys | None = None,
-    trust_recipe: bool = False,
-    pixels: PixelOptions = NO_PIXEL_OPTIONS,
+    named: "NamedSource", progress: Progress, keys: PeerKeys | None, trust_recipe: bool
 ) -> ModelSource:
-    """Return the source that ``model`` names; see MODELS. A name takes precedence over a path.
-
-    ``model`` may also be the address of a parameter server, to connect to with ``keys``, or a join
-    token. A published classifier's weights are downloaded if necessary, reported to ``progress``,
-    unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
-    ``trust_recipe``: see ``read_run``. ``pixels`` applies to an .onnx file.
-
-    Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing or
-    not applicable, ModelFileError for a damaged .cfg file, and the errors of ``join_by_token``.
-    """
+    """Return the source that a user names; see ``NamedSource.open``."""
+    _, model, weights, labels, pixels, _ = named
     if model in PUBLISHED:
         published = PUBLISHED[model]
         return DarknetFiles(
@@ -123,22 +109,39 @@ class NamedSource(NamedTuple):
 
     name: str
     source: str
-    weights: Path | None
-    labels: Path | None
+    weights: Path | None = None
+    labels: Path | None = None
     pixels: PixelOptions = NO_PIXEL_OPTIONS
     precision: float | None = None
 
     def open(
         self, progress: Progress, keys: PeerKeys | None = None, trust_recipe: bool = False
     ) -> ModelSource:
-        """Return the source; see ``model_source``. Only a run on a folder has a precision."""
-        files = self.weights, self.labels
-        source = model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
+        """Return the source of this name or path; see MODELS. A name takes precedence over a path.
+
+        It may also be the address of a parameter server, to connect to with ``keys``, or a join
+        token. A published classifier's weights are downloaded if necessary, reported to
+        ``progress``, unless ``weights`` is their file. The lines of the file ``labels`` replace the
+        class names. ``trust_recipe``: see ``read_run``. ``pixels`` applies to an .onnx file, and
+        ``precision`` to a run on a folder.
+
+        Raise ModelSourceError if there is no such model, or if a file is missing or not applicable,
+        ModelFileError for a damaged .cfg file, and the errors of ``join_by_token``.
+        """
+        source = model_source(self, progress, keys, trust_recipe)
         if self.precision is None:
             return source
         if not isinstance(source, RunFiles):
             raise ModelSourceError(NO_PRECISION.format(self.source))
         return replace(source, precision=self.precision)
+
+    @property
+    def text(self) -> str:
+        """The argument that ``parse_named_source`` parses to these parts."""
+        files = {"weights": self.weights, "labels": self.labels}
+        given = files | self.pixels._asdict() | {"precision": self.precision}
+        options = (f",{name}={value}" for name, value in given.items() if value or value == 0)
+        return f"{self.name}={self.source}{''.join(options)}"
 
 
 def parse_named_source(text: str) -> NamedSource:

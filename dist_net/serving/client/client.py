@@ -44,7 +44,6 @@ from dist_net.errors import (
 from dist_net.images.labels import Prediction, is_unknown, top_predictions
 from dist_net.nets.tensor_specs import Inputs, Tensors, TensorSpec, fitting_inputs
 from dist_net.serving.client.gateway_connection import (
-    Deadline,
     Exchange,
     GatewayConnection,
     HttpAnswer,
@@ -207,14 +206,14 @@ class Client(AbstractContextManager["Client"]):
 
     def models(self) -> list[ModelSummary]:
         """Return the served models. Raise NoAnswerError."""
-        deadline = self._deadline(None)
-        found = [self._described(name, deadline) for name in self._names(deadline)]
+        exchange = self._exchange()
+        found = [self._described(name, exchange) for name in self._names(exchange)]
         self._summaries = {summary.name: summary for summary in found}
         return found
 
     def status(self) -> dict[str, Any]:
         """Return the state of the pool: its workers, its queue, its models."""
-        answer = self._connection.send("GET", "/pool", Exchange(self._deadline(None))).json()
+        answer = self._connection.send("GET", "/pool", self._exchange()).json()
         if not isinstance(answer, dict):
             raise unexpected(repr(answer).encode())
         return answer
@@ -238,8 +237,8 @@ class Client(AbstractContextManager["Client"]):
         More rows than the gateway's batch are sent as several requests to one version, each with
         ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
         """
-        deadline = self._deadline(timeout_s)
-        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
+        exchange = self._exchange(timeout_s)
+        tensors, rows, summary = self._fitting(model, version, inputs, exchange)
         size = self._summaries[model].max_batch_size
         if rows:
             row_bytes = sum(array.nbytes for array in tensors.values()) // rows
@@ -247,10 +246,10 @@ class Client(AbstractContextManager["Client"]):
         if rows is None or rows <= size:
             question = self._question(model, tensors, rows, version, summary)
             question.require_size()
-            return self._ask(question, Exchange(deadline))
+            return self._ask(question, exchange)
         if version is None:
             self._summaries.pop(model, None)  # its newest version may have been replaced long ago
-            version = self._summary(model, None, deadline).version
+            version = self._summary(model, None, exchange).version
         outputs: list[Outputs] = []
         pending: deque[Pending] = deque()
         for start in range(0, rows, size):
@@ -285,9 +284,9 @@ class Client(AbstractContextManager["Client"]):
         those of a model that does not compute rows. ``version`` None selects the newest. Raise
         ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
-        deadline = self._deadline(timeout_s)
-        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
-        return self._submit(self._question(model, tensors, rows, version, summary), deadline)
+        exchange = self._exchange(timeout_s)
+        tensors, rows, summary = self._fitting(model, version, inputs, exchange)
+        return self._submit(self._question(model, tensors, rows, version, summary), exchange)
 
     def submit_image(
         self,
@@ -297,12 +296,12 @@ class Client(AbstractContextManager["Client"]):
         timeout_s: float | None = None,
     ) -> Pending:
         """Send an image like ``submit``, for a worker to decode. Also raise ImageError."""
-        content, deadline = encoded(image), self._deadline(timeout_s)
-        summary = self._summary(model, version, deadline)
+        content, exchange = encoded(image), self._exchange(timeout_s)
+        summary = self._summary(model, version, exchange)
         payload = _BYTES_LENGTH.pack(len(content)) + content
         spec = summary.inputs[0]._replace(datatype="BYTES")
         inputs = [_input(spec, (1,), payload)]
-        return self._submit(Question(model, version, inputs, [payload], None, True), deadline)
+        return self._submit(Question(model, version, inputs, [payload], None, True), exchange)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Read a model again; return its version. Raise ReloadError; then the old one stays."""
@@ -314,7 +313,7 @@ class Client(AbstractContextManager["Client"]):
 
     def _ruled(self, model: str, action: str, timeout_s: float | None) -> Any:
         path = f"{_path(model, '/v2/repository/models')}/{action}"
-        exchange = Exchange(self._deadline(timeout_s))
+        exchange = self._exchange(timeout_s)
         try:
             answer = self._connection.send("POST", path, exchange).json()
         except NoAnswerError:  # nor access
@@ -338,15 +337,14 @@ class Client(AbstractContextManager["Client"]):
         inputs = list(map(_input, summary.inputs, shapes, payloads))
         return Question(model, version, inputs, payloads, rows, summary.is_batched)
 
-    def _submit(self, question: Question, deadline: Deadline) -> Pending:
+    def _submit(self, question: Question, exchange: Exchange) -> Pending:
         """Send a request from a thread; wait only while ``MAX_OPEN`` others have no answer."""
         question.require_size()
-        if not self._room.acquire(timeout=max(0.0, deadline.left_s)):
+        if not self._room.acquire(timeout=max(0.0, exchange.left_s)):
             raise RequestExpiredError(
                 f"{MAX_OPEN} requests of this client are open and none was answered in time; "
                 f"allow more time"
             )
-        exchange = Exchange(deadline)
         pending = Pending(self._threads.submit(self._ask, question, exchange), exchange)
         self._open[pending] = None
         pending._future.add_done_callback(partial(self._ended, pending))
@@ -358,7 +356,7 @@ class Client(AbstractContextManager["Client"]):
 
     def _ask(self, question: Question, exchange: Exchange) -> Outputs:
         """Send a request and return the outputs, with the classes of the version that answered."""
-        body, json_bytes = question.body(exchange.deadline.left_s)
+        body, json_bytes = question.body(exchange.left_s)
         headers = {_JSON_LENGTH: str(json_bytes)}
         try:
             answer = self._connection.send("POST", question.path, exchange, body, headers)
@@ -366,7 +364,7 @@ class Client(AbstractContextManager["Client"]):
             self._summaries.clear()  # the model may have changed
             raise
         version, tensors = _tensors(answer)
-        known = self._summary(question.model, version, exchange.deadline)
+        known = self._summary(question.model, version, exchange)
         if question.is_batched and question.rows is None:
             tensors = {name: array[0] for name, array in tensors.items()}
         times = dict(_TIMES.findall(answer.headers.get("server-timing", "")))
@@ -374,38 +372,38 @@ class Client(AbstractContextManager["Client"]):
         classes = known.labels, known.unknown_below, known.has_classes
         return Outputs(tensors, version, queue_s, compute_s, *classes)
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+    def _exchange(self, timeout_s: float | None = None) -> Exchange:
+        return Exchange(self._timeout_s if timeout_s is None else timeout_s)
 
-    def _names(self, deadline: Deadline) -> list[str]:
-        models = self._connection.send("GET", "/v1/models", Exchange(deadline)).json()
+    def _names(self, exchange: Exchange) -> list[str]:
+        models = self._connection.send("GET", "/v1/models", exchange).json()
         try:
             return [str(each["name"]) for each in models]
         except (TypeError, KeyError) as error:
             raise unexpected(repr(models).encode()) from error
 
-    def _described(self, model: str, deadline: Deadline) -> ModelSummary:
+    def _described(self, model: str, exchange: Exchange) -> ModelSummary:
         path = _path(model, "/v1/models")
-        return summary_from_json(self._connection.send("GET", path, Exchange(deadline)).body)
+        return summary_from_json(self._connection.send("GET", path, exchange).body)
 
     def _fitting(
-        self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
+        self, model: str, version: int | None, inputs: Inputs, exchange: Exchange
     ) -> tuple[Tensors, int | None, VersionSummary]:
         """Return inputs that fit, and their rows; request a new summary if they do not fit."""
-        summary = self._summary(model, version, deadline)
+        summary = self._summary(model, version, exchange)
         try:
             return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary
         except (ShapeError, DTypeError):
             self._summaries.clear()
-        summary = self._summary(model, version, deadline)
+        summary = self._summary(model, version, exchange)
         return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary
 
-    def _summary(self, model: str, version: int | None, deadline: Deadline) -> VersionSummary:
+    def _summary(self, model: str, version: int | None, exchange: Exchange) -> VersionSummary:
         """Return the summary of a version or the newest, from the gateway if unknown."""
         summary = self._summaries.get(model)
         is_known = version is None or (summary is not None and summary.of_version(version))
         if summary is None or not summary.inputs or not is_known:
-            summary = self._summaries[model] = self._described(model, deadline)
+            summary = self._summaries[model] = self._described(model, exchange)
         if summary.is_unloaded:
             raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
         if not summary.inputs:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
@@ -52,21 +52,6 @@ _RETRIABLE: dict[int, type[PoolUnavailableError]] = {
 _of_thread = threading.local()
 
 
-class Deadline(NamedTuple):
-    """The end of a call that may take ``timeout_s``."""
-
-    timeout_s: float
-    at_s: float
-
-    @classmethod
-    def after(cls, timeout_s: float) -> Self:
-        return cls(timeout_s, time.monotonic() + timeout_s)
-
-    @property
-    def left_s(self) -> float:
-        return self.at_s - time.monotonic()
-
-
 class HttpAnswer(NamedTuple):
     """The headers of an answer of status 200, and its body."""
 
@@ -83,14 +68,19 @@ class HttpAnswer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """A request on its way; ``cancel`` ends it from another thread.
+    """A call of ``timeout_s`` from now, one request after the other; threads may ``cancel`` it.
 
     The gateway cancels the requests of a connection that ends.
     """
 
-    deadline: Deadline
+    timeout_s: float
+    began_s: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
     connection: HTTPConnection | None = field(default=None, repr=False)
+
+    @property
+    def left_s(self) -> float:
+        return self.began_s + self.timeout_s - time.monotonic()
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -156,7 +146,7 @@ class GatewayConnection:
         """
         cause = ""
         while not exchange.is_cancelled:
-            if exchange.deadline.left_s <= 0:
+            if exchange.left_s <= 0:
                 raise self._no_answer(exchange, cause)
             _of_thread.exchange = exchange
             try:
@@ -166,11 +156,11 @@ class GatewayConnection:
                     body,
                     {**self._headers, **(headers or {})},
                     redirect=False,
-                    timeout=exchange.deadline.left_s + ANSWER_LATE_S,
+                    timeout=exchange.left_s + ANSWER_LATE_S,
                 )
             except NewConnectionError as error:
                 cause = str(error).partition(": ")[2]
-                time.sleep(max(0.0, min(CONNECT_AGAIN_S, exchange.deadline.left_s)))
+                time.sleep(max(0.0, min(CONNECT_AGAIN_S, exchange.left_s)))
             except (HTTPError, OSError) as error:
                 if not exchange.is_cancelled:
                     raise self._no_answer(exchange, str(error)) from error
@@ -184,7 +174,7 @@ class GatewayConnection:
 
     def _no_answer(self, exchange: Exchange, cause: str) -> NoAnswerError:
         return NoAnswerError(
-            f"no answer from {self.address} to a request of {exchange.deadline.timeout_s:g} s"
+            f"no answer from {self.address} to a request of {exchange.timeout_s:g} s"
             f"{f' ({cause})' if cause else ''}; expected the http= address of a pool that runs, "
             f"which dist-net serve printed; send the request again, or allow more time"
         )

@@ -12,7 +12,7 @@ from dist_net.ground.command_line import add_options, add_trust_argument
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import MODELS
-from dist_net.nets.sources.named_source import RUN_PRECISION, parse_named_source
+from dist_net.nets.sources.named_source import RUN_PRECISION
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
     add_cluster_arguments,
@@ -52,7 +52,7 @@ class ServingOptions:
     engine: str
     trust_recipe: bool
     grace: float
-    log_directory: Path | None
+    log_dir: Path | None
     quota: Quota = NO_QUOTA
     access_log: bool = False
     contact: str | None = None
@@ -83,10 +83,6 @@ class ServingOptions:
     @property
     def queue_bytes(self) -> int:
         return self.queue_mib * MIB
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(parse_named_source(each).name for each in self.sources)
 
     @property
     def listen_options(self) -> ListenOptions:
@@ -124,10 +120,15 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     text = "number of processes (default: the cores); with --cluster ray also auto: as many as fit"
     option("--workers", type=worker_count, default=available_cores(), metavar="N", help=text)
+    logs = (
+        "directory for the logs of workers and model readers of the last 10 pools (default: the "
+        "user's log directory)"
+    )
     add_options(
         group,
         ("--threads", int, "N", "threads per worker", 1),
         ("--grace", float, "SECONDS", "time to answer admitted requests after a signal", 30.0),
+        ("--log-dir", Path, "DIR", logs),
     )
     text = (
         "answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
@@ -137,11 +138,6 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     option("--reproducible", dest="is_reproducible", action=switch, default=True, help=text)
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
-    text = (
-        "directory for the logs of workers and model readers of the last 10 pools (default: the "
-        "user's log directory)"
-    )
-    option("--log-dir", dest="log_directory", type=Path, metavar="DIR", help=text)
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:

@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from dist_net.ground.printable import printable
 from dist_net.ground.release import release
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
+from dist_net.nets.sources.named_source import ModelSource, NamedSource, parse_pool_sources
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec, Word
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
@@ -93,10 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal arrives; return the exit code."""
     options = options_from(arguments)
     keys = load_peer_keys(options.training_keys, CLIENT) if options.training_keys else None
-    sources = {}
-    for each in parse_pool_sources(options.sources, options.weights, options.labels):
-        confirm_recipe(each.source, options.trust_recipe)
-        sources[each.name] = each.open(lambda _: None, keys)  # once: a token is valid for a time
+    sources = []
+    for named in parse_pool_sources(options.sources, options.weights, options.labels):
+        confirm_recipe(named.source, options.trust_recipe)
+        source = named.open(lambda _: None, keys)
+        if isinstance(source, FollowedRun):  # a join token is valid once
+            named = named._replace(source=source.address)
+        sources.append((named, source))
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
         return runner.run(serve(options, sources))
 
@@ -111,7 +114,7 @@ class PoolPlaces(NamedTuple):
     worker_keys: Path | None
 
 
-async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> int:
+async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, ModelSource]]) -> int:
     """Serve until a signal, answer admitted requests, return the exit code. Raise DistNetError."""
     stop = StopSignals()
     with ExitStack() as opened:
@@ -121,8 +124,8 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
         read = _pool_sources(options, sources, places.directory)
         processes = PoolProcesses(specs, read, places.logs)
         worker_ids = iter(partial(secrets.randbits, WORKER_ID_BITS), None)
-        names, now = options.names, clock.now()
-        pool = Pool(options.pool, names, processes, worker_ids, now, release())
+        names = [named.name for named, _ in sources]
+        pool = Pool(options.pool, names, processes, worker_ids, clock.now(), release())
         if (ray := places.ray) is not None:
             ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(ray, partial(_worker, options, ray.worker_options), options.workers)
@@ -144,7 +147,7 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
 def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
     """Create the pool's directories, keys and sockets, which last as long as ``opened``."""
     directory = opened.enter_context(temporary_directory())
-    logs = open_logs(opened, LOGS, directory, options.log_directory)
+    logs = open_logs(opened, LOGS, directory, options.log_dir)
     ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
     worker_keys = options.keys if ray is None else ray.key_directory
     if options.listen_options.needs_keys:  # they last as long as the pool
@@ -247,25 +250,22 @@ def _served(gateway: Gateway, http: "HttpServer") -> str:
 
 
 def _pool_sources(
-    options: ServingOptions, sources: Mapping[str, ModelSource], directory: Path
+    options: ServingOptions,
+    sources: Sequence[tuple[NamedSource, ModelSource]],
+    directory: Path,
 ) -> PoolSources:
     """Return how processes read the models; a training run's, with the keys that were opened."""
-    words = {}
-    for text, (name, source) in zip(options.sources, sources.items(), strict=True):
-        words[name] = ["--directory", str(directory), "--engine", options.engine]
-        for option in ("weights", "labels"):
-            if (value := getattr(options, option)) is not None:
-                words[name] += [f"--{option}", str(value)]
-        if options.trust_recipe:
-            words[name].append("--trust-recipe")
+    words, followed = {}, set()
+    for named, source in sources:
+        own = ["--directory", str(directory), "--engine", options.engine]
+        own += ["--trust-recipe"] if options.trust_recipe else []
         if isinstance(source, FollowedRun):
-            text = f"{name}={source.address}{f',labels={source.labels}' if source.labels else ''}"
+            followed.add(named.name)
             if source.keys is not None:
-                keys = directory / f"{name}.keys"
+                keys = directory / f"{named.name}.keys"
                 write_peer_keys(keys, source.keys, CLIENT)
-                words[name] += ["--training-keys", str(keys)]
-        words[name] += ["--", text]
-    followed = {name for name, each in sources.items() if isinstance(each, FollowedRun)}
+                own += ["--training-keys", str(keys)]
+        words[named.name] = [*own, "--", named.text]
     return PoolSources(words, followed, directory)
 
 

@@ -16,7 +16,7 @@ from dist_net.ground.printable import PrintableFormatter
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.named_source import model_source
+from dist_net.nets.sources.named_source import NamedSource
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from image_runs import SIDE, write_run
@@ -138,7 +138,7 @@ def test_names_and_labels_give_a_terminal_nothing_to_obey(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = str(write_run(tmp_path / "run"))
-    found = model_source(run, None, None, lambda _: None).read()
+    found = NamedSource("m", run).open(lambda _: None).read()
     labelled = replace(found, labels=("red\x1b[31m", "b\rc", "\x9b2J\n"))
     source = SimpleNamespace(read=lambda: labelled)
     monkeypatch.setattr(named_source, "model_source", lambda *_, **__: source)

@@ -18,7 +18,7 @@ from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
 from dist_net.nets.recipes.recipe import BUILT_IN, built_in_recipe, own_release
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources.named_source import model_source
+from dist_net.nets.sources.named_source import NamedSource
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.messages import RecipeOffer
 from marked_code import MarkedCode
@@ -54,7 +54,7 @@ def test_no_command_runs_what_a_run_directory_names(
 
 
 def read_by_server(run: RunDirectory, _: str) -> None:
-    model_source(str(run.path), None, None, print).read()
+    NamedSource("m", str(run.path)).open(print).read()
 
 
 def started_by_server(run: RunDirectory, _: str) -> None:
@@ -89,7 +89,7 @@ def test_a_server_that_says_images_and_sends_code_is_not_believed(
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES, "version": 1})
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError):
-        model_source(f"ipc://{tmp_path}/none", None, None, print).read()
+        NamedSource("m", f"ipc://{tmp_path}/none").open(print).read()
     assert not code.was_run
 
 

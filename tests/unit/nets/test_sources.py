@@ -40,7 +40,7 @@ from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.named_source import NamedSource, model_source, parse_named_source
+from dist_net.nets.sources.named_source import NamedSource, parse_named_source
 from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
@@ -74,7 +74,7 @@ def progress(_: object) -> None:
 
 
 def called(model, weights=None, labels=None):
-    return model_source(str(model), weights, labels, progress)
+    return NamedSource("m", str(model), weights, labels).open(progress)
 
 
 @pytest.fixture
@@ -476,7 +476,7 @@ def test_a_downloaded_recipe_is_served_only_when_trusted(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         called(run.path).read()
-    found = model_source(str(run.path), None, None, progress, trust_recipe=True).read()
+    found = NamedSource("m", str(run.path)).open(progress, trust_recipe=True).read()
     description = described(found, "m", 1, tmp_path)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         description.architecture.build("m")
@@ -501,8 +501,8 @@ def test_a_server_may_not_name_the_file_that_is_run(
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     address = "ipc:///nowhere"
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
-        model_source(address, None, None, progress).read()
-    found = model_source(address, None, None, progress, trust_recipe=True).read()
+        NamedSource("m", address).open(progress).read()
+    found = NamedSource("m", address).open(progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
 
 
@@ -512,14 +512,14 @@ def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> No
         named_source, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
     )
     token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
-    followed = model_source(token.text, None, None, progress)
+    followed = NamedSource("m", token.text).open(progress)
     assert isinstance(followed, FollowedRun)
     assert followed.address == "ipc://client"
     assert parse_named_source(token.text).name == "live"
     assert parse_named_source(f"mine={token.text}").name == "mine"
     for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
         with pytest.raises(TokenError, match=r"parameter server|damaged"):
-            model_source(wrong, None, None, progress)
+            NamedSource("m", wrong).open(progress)
 
 
 def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
@@ -533,8 +533,8 @@ def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
     monkeypatch.setattr(Observer, "snapshot", lambda *_: Snapshot(1, 0, weights))
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
-        model_source("ipc:///nowhere", None, None, progress).read()
-    found = model_source("ipc:///nowhere", None, None, progress, trust_recipe=True).read()
+        NamedSource("m", "ipc:///nowhere").open(progress).read()
+    found = NamedSource("m", "ipc:///nowhere").open(progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
     assert not own.with_name("data").exists()
 
