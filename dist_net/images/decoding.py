@@ -108,7 +108,6 @@ def load_image(
 
 
 def name_of(source: object) -> str:
-    """Return the name of an image in error messages."""
     return str(source) if isinstance(source, str | Path) else "image"
 
 

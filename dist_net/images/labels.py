@@ -44,8 +44,6 @@ def require_labels(labels: Sequence[str], classes: int) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class and its probability."""
-
     index: int
     label: str
     probability: float

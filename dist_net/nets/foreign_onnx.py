@@ -50,7 +50,6 @@ class ForeignModel:
     rows_alone: bool = False
 
     def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> Self:
-        """Return the model with its shapes changed by a function."""
         inputs, outputs = (
             tuple(each._replace(shape=changed(each.shape)) for each in specs)
             for specs in (self.inputs, self.outputs)
@@ -154,7 +153,6 @@ def outputs_by_name(
 
 
 def prepared_bytes(content: bytes) -> Prepared:
-    """Return the prepared arrays of a foreign model: the bytes of its file."""
     return {ONNX: np.frombuffer(content, np.uint8)}
 
 

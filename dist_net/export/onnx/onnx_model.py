@@ -126,7 +126,6 @@ class _BuiltNetwork:
         return [(type(x.operation), [places[id(each)] for each in x.inputs]) for x in self.order]
 
     def value(self, node: Expression) -> KnownArray | None:
-        """Return the node's value, or None if it depends on the inputs."""
         match node.operation:
             case Constant(value=value):
                 return KnownArray("constant", value)
@@ -186,7 +185,6 @@ def _add_value(
 
 
 def _is_row_repeated(first: Array, second: Array) -> bool:
-    """Return whether both arrays repeat the same row."""
     if first.ndim == 0 or first.shape[1:] != second.shape[1:]:
         return False
     return bool((first == first[:1]).all() and (second == first[:1]).all())
@@ -298,7 +296,6 @@ def _middle(graph: Graph, maps: str, kept: str) -> str:
 
 
 def _in_the_middle(graph: Graph, maps: str, inner: str, target: Array, value: Array) -> str:
-    """Pad maps of size ``inner`` with ``value`` on all sides."""
     before = _half_of_difference(graph, target, inner)
     after = graph.add("Sub", graph.add("Sub", target, inner), before)
     none = integers(0, 0)

@@ -252,7 +252,6 @@ def _convolved(
     operator: str = "Conv",
     **options: translation.Axes,
 ) -> str:
-    """Return the convolution, with its channels second."""
     x, filters, *_ = node.inputs
     (top, bottom), (left, right) = windows.padding
     return known.graph.add(

@@ -67,7 +67,6 @@ class Graph:
         return result
 
     def cast(self, tensor: str, dtype: DTypeLike) -> str:
-        """Add the conversion of a tensor; raise ``ExportError`` for an unsupported dtype."""
         return self.add("Cast", tensor, to=element_type(dtype))
 
     def constant(self, array: Array, name: str = "constant") -> str:
@@ -88,7 +87,6 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, element_type(dtype), shape))
 
     def prune(self) -> None:
-        """Remove the nodes and arrays that no output needs."""
         needed = {output.name for output in self.outputs}
         kept = []
         for node in reversed(self.nodes):
@@ -138,8 +136,6 @@ def element_type(dtype: DTypeLike) -> int:
 
 
 class KnownArray(NamedTuple):
-    """The value of an expression that depends on weights and constants alone."""
-
     name: str
     array: Array
 
@@ -166,11 +162,9 @@ class Translation:
         self._tensors[id(node)] = tensor
 
     def know(self, node: Expression, value: KnownArray) -> None:
-        """Record a value that does not depend on the inputs or their number."""
         self._known[id(node)] = value
 
     def other(self, node: Expression) -> Expression:
-        """Return the counterpart of ``node``."""
         return self.others[id(node)]
 
     def array(self, node: Expression) -> Array | None:
@@ -179,7 +173,6 @@ class Translation:
         return None if known is None else known.array
 
     def named(self, node: Expression) -> str:
-        """Return the name of the node's tensor."""
         if id(node) in self._known:
             return self.transposed(node, tuple(range(node.ndim)))
         return self._tensors[id(node)]

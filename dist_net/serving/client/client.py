@@ -146,8 +146,6 @@ def _path(model: str, prefix: str = "/v2/models") -> str:
 
 
 class Pending:
-    """A request whose result is pending."""
-
     def __init__(self, future: Future[Outputs], exchange: Exchange) -> None:
         self._future = future
         self._exchange = exchange
@@ -198,7 +196,6 @@ class Client(AbstractContextManager["Client"]):
         self.close()
 
     def close(self) -> None:
-        """Cancel open requests and close."""
         for pending in list(self._open):
             pending.cancel()
         self._threads.shutdown()
@@ -212,7 +209,6 @@ class Client(AbstractContextManager["Client"]):
         return found
 
     def status(self) -> dict[str, Any]:
-        """Return the state of the pool: its workers, its queue, its models."""
         answer = self._connection.send("GET", "/pool", self._exchange()).json()
         if not isinstance(answer, dict):
             raise unexpected(repr(answer).encode())

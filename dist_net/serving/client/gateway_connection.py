@@ -53,13 +53,10 @@ _of_thread = threading.local()
 
 
 class HttpAnswer(NamedTuple):
-    """The headers of an answer of status 200, and its body."""
-
     headers: Mapping[str, str]
     body: bytes
 
     def json(self) -> Any:
-        """Return the body's JSON. Raise ProtocolError."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
@@ -197,7 +194,6 @@ def _require_http(address: str) -> None:
 
 
 def error_of(status: int, body: bytes) -> DistNetError:
-    """Return the error that an answer states."""
     try:
         content = json.loads(body)
         reason, retry_after_s = str(content["error"]), float(content.get("retry_after_s", 0.0))

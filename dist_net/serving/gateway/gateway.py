@@ -122,24 +122,19 @@ class Gateway:
         return result
 
     def models(self) -> Mapping[str, ServedModel]:
-        """Return every model by name, in the order of the command line."""
         return self.pool.catalogue.served()
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
-        """Return the description of a version, by default the newest; None if it is not served."""
         return self.pool.catalogue.description(model, version)
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
-        """Return the statistics of a model's requests, by version."""
         return self.pool.catalogue.models[model].statistics
 
     @property
     def max_batch_size(self) -> int:
-        """The maximum number of rows of a request."""
         return self.pool.max_batch_size
 
     def status(self) -> dict[str, Any]:
-        """Return the current state of the pool for people: workers, queue, models."""
         report, ledger = self.pool.status(self._clock.now()), self._ledger
         report["queue"] |= {"bytes": ledger.total_bytes, "byte_limit": ledger.limit_bytes}
         return report
@@ -162,7 +157,6 @@ class Gateway:
         return True
 
     def give_up(self, reason: str) -> None:
-        """Fail every pending request."""
         for future in [*self._futures.values()]:
             if not future.done():
                 future.set_result(Result(Status.UNAVAILABLE, reason=reason))
@@ -179,7 +173,6 @@ class Gateway:
         self._want_turn()
 
     def prepared(self, message: ModelPrepared) -> None:
-        """Process a version of a model that was read, or the reason why it was not."""
         self._execute(self.pool.prepared(message, self._clock.now()))
         self._want_turn()
 

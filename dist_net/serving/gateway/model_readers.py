@@ -89,7 +89,6 @@ class ModelReaders:
         return POLL_S if self._readings else math.inf
 
     def close(self) -> None:
-        """Kill every process."""
         for reading in self._readings.values():
             reading.child.kill()
 

@@ -97,12 +97,10 @@ class PoolProcesses:
         return self._supervising
 
     def read(self, command: ReadModel | RemoveArrays) -> None:
-        """Read a model, or remove a version's file; never block."""
         self._readers.execute(command)
         self._wake.set()
 
     def require_startable(self) -> None:
-        """Raise why the pool cannot start, if it cannot."""
         if self._failure is not None:
             raise self._failure
 
@@ -146,7 +144,6 @@ class PoolProcesses:
             self._wake.clear()
 
     def _with_credential(self, spec: ProcessSpec) -> ProcessSpec:
-        """Return the specification of the next start of a worker."""
         self._credentials[spec.name] = credential = secrets.token_hex(16)
         return replace(spec, arguments=(*spec.arguments, "--credential", credential))
 

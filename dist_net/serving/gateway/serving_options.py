@@ -86,7 +86,6 @@ class ServingOptions:
 
     @property
     def listen_options(self) -> ListenOptions:
-        """The listen options for workers on other hosts."""
         listen = (self.listen_workers,) if self.listen_workers else ()
         return ListenOptions(listen, self.keys, self.contact, self.token_lifetime, POOL)
 

@@ -241,7 +241,6 @@ async def _until_ready(
 
 
 def _served(gateway: Gateway, http: "HttpServer") -> str:
-    """Return the message about the served models and the page."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
         for name, model in gateway.models().items()
@@ -270,7 +269,6 @@ def _pool_sources(
 
 
 def _workers(options: ServingOptions, address: str, directory: Path) -> list[ProcessSpec]:
-    """Return the workers of this host."""
     words = ("--connect", address, "--directory", str(directory))
     names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
     return [_worker(options, words, name) for name in names]
@@ -288,7 +286,6 @@ def _worker(options: ServingOptions, where: Sequence[Word], name: str) -> Proces
 
 
 def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "HttpServer":
-    """Return the HTTP server. Raise MissingExtraError."""
     with importing("web", "dist-net serve"):
         from dist_net.serving.http.application import application
         from dist_net.serving.http.server import HttpServer
@@ -297,7 +294,6 @@ def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "H
         tokens=TokenFile(options.token_file) if options.token_file else None,
         certificate=options.tls_certificate,
         private_key=options.tls_key,
-        max_batch_size=options.pool.max_batch_size,
         queue_bytes=options.queue_bytes,
         access_log=options.access_log,
     )

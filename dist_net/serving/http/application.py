@@ -66,7 +66,7 @@ def application(
     routes = [
         *InferEndpoint(gateway, memory).routes(),
         *Classification(gateway, memory).routes(),
-        *Models(gateway, memory, settings.max_batch_size, clock or SystemClock()).routes(),
+        *Models(gateway, memory, clock or SystemClock()).routes(),
         *sample_routes(gateway),
         pool_route(gateway),
         metrics_route(partial(pool_metrics, gateway, refusals, ledger)),
@@ -110,21 +110,16 @@ async def _no_such_path(request: Request, error: Exception) -> Json:
     assert isinstance(error, HTTPException)
     reply = error_reply(
         error.status_code,
-        f"{error.detail}: {request.method} {_path(request)}; see /openapi.json for all paths",
+        # ``request.url`` would fail for a query that is not text.
+        f"{error.detail}: {request.method} {request.scope['path'][:80]!r}; see /openapi.json for "
+        f"all paths",
     )
     allowed = (error.headers or {}).items()
     reply.raw_headers += [(name.lower().encode(), value.encode()) for name, value in allowed]
     return reply
 
 
-def _path(request: Request) -> str:
-    """Return the path for a message; ``request.url`` would fail for a query that is not text."""
-    path: str = request.scope["path"]
-    return repr(path[:80])
-
-
 def page_routes(directory: Path = PAGE) -> list[Route]:
-    """Return a route for each file of the page, such as ``/page.css``; ``/`` is index.html."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [
         _file_route(f"/{path.relative_to(directory).as_posix()}".replace("/index.html", "/"), path)
@@ -133,7 +128,6 @@ def page_routes(directory: Path = PAGE) -> list[Route]:
 
 
 def _file_route(address: str, path: Path) -> Route:
-    """Return the route of a file, which is read once and sent from memory."""
     content = path.read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -175,7 +169,6 @@ def pool_route(gateway: Gateway) -> Route:
         }
 
     async def pool(_: Request) -> Json:
-        """Return the current state of the pool: workers, queue, models."""
         status = gateway.status()
         return Json(status | {"models": [each | facts(each["name"]) for each in status["models"]]})
 
@@ -186,14 +179,12 @@ def sample_routes(gateway: Gateway) -> list[Route]:
     """Return the routes of the sample images, which the model's run held out."""
 
     async def samples(request: Request) -> Json:
-        """List the class and the path of each sample image."""
         model = served_model(gateway, request.path_params["model"])
         path = f"/v1/models/{model.name}/samples"
         listed = enumerate(model.samples)
         return Json([{"label": each.name, "path": f"{path}/{number}"} for number, each in listed])
 
     async def sample(request: Request) -> HttpReply:
-        """Return a sample image."""
         model = served_model(gateway, request.path_params["model"])
         number = request.path_params["number"]
         by_number = {str(place): each for place, each in enumerate(model.samples)}

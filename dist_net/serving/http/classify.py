@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from python_multipart.exceptions import FormParserError
@@ -41,13 +41,10 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Classification:
-    """The endpoint that classifies images."""
-
     gateway: Gateway
     memory: RequestMemory
 
     def routes(self) -> list[Route]:
-        """Return the routes to a named model, and to the only one."""
         paths = ("/v1/models/{model}/classify", "/v1/classify")
         return [Route(path, self.classify, methods=["POST"]) for path in paths]
 
@@ -181,14 +178,12 @@ def form_images(body: Payload, content_type: bytes) -> Sliced[list[EncodedImage]
     files = [each for each in found if isinstance(each, File)]
     _require_images(files)
     return [
-        EncodedImage((each.file_name or b"").decode(errors="replace"), _content(each))
+        EncodedImage(
+            (each.file_name or b"").decode(errors="replace"),
+            cast(BytesIO, each.file_object).getbuffer(),
+        )
         for each in files
     ]
-
-
-def _content(file: File) -> memoryview:
-    assert isinstance(file.file_object, BytesIO)
-    return file.file_object.getbuffer()
 
 
 def _require_images(found: Sequence[object]) -> None:

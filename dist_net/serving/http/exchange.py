@@ -161,8 +161,6 @@ def _is_this_host(host: str) -> bool:
 
 
 class RequestMemory:
-    """The bodies that are arriving, whose memory others may need."""
-
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
         self.arriving: dict[HttpExchange, None] = {}  # incomplete bodies, oldest first

@@ -65,7 +65,6 @@ class OpenConnections(Generic[Connection]):
         return list(self._clients)
 
     def assign(self, connection: Connection, client: Hashable) -> None:
-        """Add a connection of a client, or move it to another client."""
         self._leave(connection)
         self._clients[connection] = client
         self._by_client.setdefault(client, {})[connection] = None
@@ -92,7 +91,6 @@ class OpenConnections(Generic[Connection]):
             self._since_s[connection] = min(since_s, now)
 
     def waited_s(self, connection: Connection, now: float) -> float:
-        """Return the seconds without progress at the minimum rate; 0 if the server is at work."""
         return now - self._since_s.get(connection, now)
 
     def giving_way(self) -> tuple[Connection, Hashable]:
@@ -249,7 +247,6 @@ class HttpConnection(HttpToolsProtocol):
             self._server.open.assign(self, share)
 
     def drop(self) -> None:
-        """End the connection at once."""
         if self.transport is not None:
             self.transport.abort()
         elif self._opening is not None:
@@ -449,7 +446,6 @@ class HttpConnection(HttpToolsProtocol):
             self.time_out()
 
     def waited_s(self) -> float:
-        """Return how long the client has kept this connection waiting."""
         return self._server.open.waited_s(self, self.loop.time())
 
     def time_out(self) -> None:

@@ -47,8 +47,6 @@ def shown(value: object) -> str:
 
 
 class JsonArray(NamedTuple):
-    """The place of an array in a text."""
-
     text: bytes
     start: int
     end: int

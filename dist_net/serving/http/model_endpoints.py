@@ -11,6 +11,7 @@ from starlette.routing import Route
 from dist_net.errors import BadRequestError, PoolUnavailableError
 from dist_net.ground.clock import Clock
 from dist_net.ground.release import VERSION
+from dist_net.nets.tensor_specs import TensorSpec
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import (
     HttpExchange,
@@ -56,7 +57,6 @@ class Models:
 
     gateway: Gateway
     memory: RequestMemory
-    max_batch_size: int
     clock: Clock
 
     def routes(self) -> list[Route]:
@@ -86,60 +86,50 @@ class Models:
         ]
 
     async def server(self, _: Request) -> Json:
-        """Return the name, version and extensions of this server."""
         return Json({"name": _PLATFORM, "version": VERSION, "extensions": _EXTENSIONS})
 
     async def live(self, _: Request) -> Json:
-        """Report that the server responds."""
         return Json({"live": True})
 
     async def ready(self, _: Request) -> Json:
-        """Report whether every model is ready."""
         if not self.gateway.is_ready:
             raise PoolUnavailableError("not every model is ready; see /pool")
         return Json({"ready": True})
 
     async def models(self, _: Request) -> Json:
-        """List the models, with the input and the number of classes of their newest versions."""
         summaries = [
-            summary_of(each, self.max_batch_size) for each in self.gateway.models().values()
+            summary_of(each, self.gateway.max_batch_size) for each in self.gateway.models().values()
         ]
         return Json([{name: getattr(each, name) for name in _LISTED} for each in summaries])
 
     async def summary(self, request: Request) -> HttpReply:
         """Return a model's state and each version, with all labels, for ``dist_net.Client``."""
         served = served_model(self.gateway, request.path_params["model"])
-        return HttpReply(summary_to_json(served, self.max_batch_size))
+        return HttpReply(summary_to_json(served, self.gateway.max_batch_size))
 
     async def model_ready(self, request: Request) -> Json:
-        """Report whether a model is ready."""
         served, _ = self._served(request)
         if not served.is_ready:
             raise not_ready(served)
         return Json({"name": served.name, "ready": True})
 
     async def model(self, request: Request) -> Json:
-        """Return the metadata of a model: its inputs and outputs."""
         served, _ = self._served(request)
         return Json(model_metadata(self._description(request), served.versions))
 
     async def configuration(self, request: Request) -> Json:
-        """Return the configuration of a model."""
-        return Json(_configuration(self._description(request), self.max_batch_size))
+        return Json(_configuration(self._description(request), self.gateway.max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
-        """Return the number of requests to a model, their results and their times."""
         served, versions = self._served(request)
         return Json({"model_stats": self._statistics(served.name, versions)})
 
     async def all_statistics(self, _: Request) -> Json:
-        """Return the statistics of every model."""
         served = self.gateway.models().values()
         found = [each for model in served for each in self._statistics(model.name, model.versions)]
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """List every model and version; with ``{"ready": true}`` only ready models."""
         only_ready = (await self._content(request)).get("ready") is True
         return Json(list(_index(self.gateway.models().values(), only_ready)))
 
@@ -156,20 +146,17 @@ class Models:
         return _loaded(name, await self.gateway.reload(name))
 
     async def unload(self, request: Request) -> Json:
-        """Stop serving a model."""
         await self._content(request)
         name = served_model(self.gateway, request.path_params["model"]).name
         return _loaded(name, self.gateway.unload(name))
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
-        """Return the model in a path, and the version in it or else all versions."""
         served = served_model(self.gateway, request.path_params["model"])
         if version_number(request) is None:
             return served, tuple(served.versions)
         return served, (self._description(request).version,)
 
     def _description(self, request: Request) -> ModelDescription:
-        """Return the version in a path, or the newest."""
         name = request.path_params["model"]
         return description_of(self.gateway, name, version_number(request))
 
@@ -200,14 +187,14 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
         "name": model.name,
         "versions": [str(version) for version in versions],
         "platform": _PLATFORM,
-        **{
-            what: [
-                {"name": name, "datatype": datatype, "shape": full_shape(model, shape)}
-                for name, datatype, shape in specs
-            ]
-            for what, specs in (("inputs", model.inputs), ("outputs", model.outputs))
-        },
+        "inputs": [_tensor(each, model) for each in model.inputs],
+        "outputs": [_tensor(each, model) for each in model.outputs],
     }
+
+
+def _tensor(spec: TensorSpec, model: ModelDescription) -> dict[str, Any]:
+    name, datatype, shape = spec
+    return {"name": name, "datatype": datatype, "shape": full_shape(model, shape)}
 
 
 def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
@@ -220,16 +207,15 @@ def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, An
         "backend": _PLATFORM,
         "version_policy": {"latest": {"num_versions": _KEPT_VERSIONS}},
         "max_batch_size": max_batch_size if model.is_batched else 0,
-        **{
-            what: [
-                {"name": name, "data_type": f"TYPE_{datatype}", "dims": shape}
-                for name, datatype, shape in specs
-            ]
-            for what, specs in (("input", model.inputs), ("output", model.outputs))
-        },
+        "input": [_configured(each) for each in model.inputs],
+        "output": [_configured(each) for each in model.outputs],
         **({"dynamic_batching": batching} if model.is_batched else {}),
         **({"parameters": threshold} if model.unknown_below else {}),
     }
+
+
+def _configured(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": spec.shape}
 
 
 def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str, str]]:
@@ -239,12 +225,8 @@ def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str
             continue
         state = "READY" if model.is_ready else "UNAVAILABLE"
         for version in model.versions or ("",):
-            yield {
-                "name": model.name,
-                "version": str(version),
-                "state": state,
-                "reason": model.reason,
-            }
+            found = {"name": model.name, "version": str(version)}
+            yield found | {"state": state, "reason": model.reason}
 
 
 def _statistics_of(

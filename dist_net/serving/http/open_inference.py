@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -67,7 +67,6 @@ class InferEndpoint:
     memory: RequestMemory
 
     def routes(self) -> list[Route]:
-        """Return the routes to the newest version and to a named one."""
         models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
         return [Route(f"{model}/infer", self, methods=["POST"]) for model in models]
 
@@ -88,8 +87,10 @@ class InferEndpoint:
             read = read_request(content, json_bytes, model, version)
             requests, form = await exchange.in_slices(read)
         results = await exchange.infer(self.gateway, model, requests)
-        if (failed := _first_failure(results)) is not None:
-            return result_reply(failed)
+        for place, result in enumerate(results, 1):  # the protocol has no partial answers
+            if result.status != Status.OK:
+                where = f"image {place} of {len(results)}: " if len(results) > 1 else ""
+                return result_reply(replace(result, reason=f"{where}{result.reason}"))
         rows = sum(each.rows for each in requests)
         encoding = encode_response(model, rows, results, form)
         answer, json_bytes = await exchange.in_slices(encoding)
@@ -106,16 +107,6 @@ def _server_timing(results: Sequence[Result]) -> Header:
     return b"server-timing", b"queue;dur=%.3f, compute;dur=%.3f" % (queue_s * 1e3, compute_s * 1e3)
 
 
-def _first_failure(results: Sequence[Result]) -> Result | None:
-    """Return the first result that is not OK: the protocol has no partial answers."""
-    for place, result in enumerate(results, 1):
-        if result.status != Status.OK:
-            if len(results) == 1:
-                return result
-            return replace(result, reason=f"image {place} of {len(results)}: {result.reason}")
-    return None
-
-
 class OutputForm(NamedTuple):
     """The requested form of an output: raw or JSON, all numbers or only the ``top`` classes."""
 
@@ -125,8 +116,6 @@ class OutputForm(NamedTuple):
 
 
 class ResponseForm(NamedTuple):
-    """The requested form of a response: its id and its outputs."""
-
     outputs: tuple[OutputForm, ...]
     request_id: str = ""
 
@@ -154,7 +143,10 @@ def read_request(
     parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
     payloads, is_image, rows = yield from _payloads(request.get("inputs"), arrays, raw, model)
-    timeout_s = _timeout_s(parameters.get("timeout"))
+    timeout = 0 if (timeout := parameters.get("timeout")) is None else timeout
+    if type(timeout) is not int or timeout < 0:
+        raise BadRequestError(f'"timeout" is {shown(timeout)}; expected whole microseconds')
+    timeout_s = timeout / _US_PER_S or None  # the pool's default
     if len(payloads) > 1 and version is None:
         version = model.version  # all rows of a response must be computed by one version
     inferences = [
@@ -192,12 +184,10 @@ def _example(model: ModelDescription) -> str:
 
 
 def full_shape(model: ModelDescription, shape: tuple[int, ...]) -> list[int]:
-    """Return the shape of a tensor; -1 stands for any length, as for the number of rows."""
     return [-1, *shape] if model.is_batched else [*shape]
 
 
 def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return the parameters of the request, the input or the output."""
     parameters = owner.get("parameters")
     if parameters is None:
         return {}
@@ -337,15 +327,6 @@ def _sizes(shape: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _timeout_s(timeout: Any) -> float | None:
-    """Convert microseconds; 0 selects the pool's default, None."""
-    if timeout is None:
-        return None
-    if type(timeout) is not int or timeout < 0:
-        raise BadRequestError(f'"timeout" is {shown(timeout)}; expected whole microseconds')
-    return timeout / _US_PER_S or None
-
-
 def _form(
     request: dict[str, Any], parameters: dict[str, Any], model: ModelDescription
 ) -> ResponseForm:
@@ -405,7 +386,7 @@ def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
 
 
 def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
-    return b"".join(chain.from_iterable((_LENGTH.pack(len(each)), each) for each in elements))
+    return b"".join(_LENGTH.pack(len(each)) + each for each in elements)
 
 
 def require_short_json(size_bytes: int) -> None:
@@ -445,11 +426,8 @@ def encode_response(
                 "outputs for this input are not finite, which JSON and class names cannot express; "
                 "expected an input in the net's range, or a request for binary outputs"
             )
-        output: dict[str, Any] = {
-            "name": name,
-            "datatype": datatypes[name],
-            "shape": [*values.shape],
-        }
+        shape, datatype = [*values.shape], datatypes[name]
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
         flat, raw = values.reshape(-1, copy=False), b""
         slices: Iterable[Any] = (
             flat[start : start + SLICE_ELEMENTS] for start in range(0, flat.size, SLICE_ELEMENTS)
@@ -470,13 +448,9 @@ def encode_response(
             output["parameters"] = {"binary_data_size": len(raw)}
         outputs.append(output)
         raws.append(raw)
-    response: dict[str, Any] = {
-        "model_name": model.name,
-        "model_version": str(results[0].version),
-        "outputs": outputs,
-    }
-    if form.request_id:
-        response["id"] = form.request_id
+    version = str(results[0].version)
+    response = {"model_name": model.name, "model_version": version, "outputs": outputs}
+    response |= {"id": form.request_id} if form.request_id else {}
     text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
     is_raw = any(each.is_binary for each in form.outputs)
     return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)

@@ -51,7 +51,6 @@ def metrics_route(collect: Callable[[], Iterable[Metric]]) -> Route:
     registry.register(cast(Any, LateCollector(collect)))
 
     async def metrics(_: Request) -> Response:
-        """Return the metrics for Prometheus."""
         return Response(generate_latest(registry), media_type=_CONTENT_TYPE)
 
     return Route("/metrics", metrics)

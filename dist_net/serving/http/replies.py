@@ -58,7 +58,6 @@ _MAX_REASON = 300
 
 
 def code_of_error(error: DistNetError) -> int:
-    """Return the HTTP status code of an error."""
     if isinstance(error, BadRequestError):
         return error.http_code
     return next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
@@ -92,7 +91,6 @@ class Json(HttpReply):
 
 
 def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any) -> Json:
-    """Return the response for an error, with ``more`` in its JSON object."""
     headers = _HEADERS_OF_CODE.get(code, [])
     if code in _RETRIABLE:
         headers = [(b"retry-after", b"%d" % max(1, ceil(retry_after_s)))]
@@ -100,13 +98,11 @@ def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any)
 
 
 def raised_reply(error: DistNetError) -> Json:
-    """Return the response for an exception."""
     retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
     return error_reply(code_of_error(error), str(error), retry_after_s)
 
 
 def result_reply(result: Result, **more: Any) -> Json:
-    """Return the response for a result that is not OK."""
     code = CODE_OF_STATUS[result.status]
     return error_reply(code, result.reason, result.retry_after_s, **more)
 

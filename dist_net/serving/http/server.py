@@ -76,7 +76,6 @@ class HttpServer(HttpConnections):
         self._stopped.set()
 
     def close(self) -> None:
-        """Close the socket of a server that never ran ``serve``."""
         self._socket.close()
 
     def _listen(self) -> None:

@@ -41,7 +41,6 @@ class Credential(NamedTuple):
     has_token: bool = True
 
     def share(self, ledger: ClientLedger) -> ClientShare:
-        """Return the share of the sender's token, or without one of its address."""
         if self.has_token:
             return ledger.share_of(self.name, self.quota)
         return ledger.share_of_address(self.name)
@@ -141,7 +140,6 @@ class HttpSettings:
     ``address``: HOST:PORT to listen on; with port 0 the system chooses one. With ``tokens``, every
     request must carry one; to listen beyond this host they are needed. Without, every process of
     this host is an operator. ``certificate`` and ``private_key`` are PEM files for TLS.
-    ``max_batch_size`` is the pool's, for the models' configuration.
 
     A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
     ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
@@ -157,7 +155,6 @@ class HttpSettings:
     tokens: TokenFile | None = None
     certificate: Path | None = None
     private_key: Path | None = None
-    max_batch_size: int = 8
     body_bytes: int = MAX_REQUEST_BYTES
     queue_bytes: int = 256 * MIB
     min_bytes_per_s: int = 8192
@@ -194,7 +191,6 @@ class HttpSettings:
 
     @property
     def expected_head(self) -> str:
-        """The reason to refuse a head that is too large."""
         return (
             f"the request's line and headers are too large; expected at most {self.headers} "
             f"headers and {self.header_bytes:,} bytes"

@@ -50,11 +50,9 @@ class Catalogue:
     # Served models
 
     def served(self) -> Mapping[str, ServedModel]:
-        """Return every model by name, as interfaces see it."""
         return {name: model.served() for name, model in self.models.items()}
 
     def wanted(self) -> list[ModelVersions]:
-        """Return the models to serve: all except unloaded models."""
         return [model for model in self.models.values() if not model.is_unloaded]
 
     def description(self, model: str, version: int | None) -> ModelDescription | None:
@@ -75,13 +73,11 @@ class Catalogue:
             self._prepare(model)
 
     def unload(self, model: str, reason: str) -> None:
-        """Stop serving a model until it is reloaded; pending reloads fail."""
         self.models[model].unload(reason)
         for reload in self._reloads[model]:
             reload.result = reload.result or Result(Status.FAILED, reason=reason)
 
     def prepared(self, message: ModelPrepared) -> None:
-        """Process what was read: a version, or the reason of a failure."""
         name, reason = message.model, message.reason
         model = self.models[name]
         self._newest[name] = max(self._newest[name], message.version)
@@ -140,7 +136,6 @@ class Catalogue:
 
 
 def _add_version(model: ModelVersions, message: ModelPrepared) -> str:
-    """Add a new version to the model; return the reason of a failure, or ""."""
     try:
         description = ModelDescription.from_json(message.description)
     except ProtocolError as error:

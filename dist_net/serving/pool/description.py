@@ -47,7 +47,6 @@ class VersionSummary:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of the first input."""
         return self.inputs[0].shape if self.inputs else ()
 
 
@@ -65,12 +64,10 @@ class ModelDescription(VersionSummary):
 
     @cached_property
     def row_bytes(self) -> int:
-        """The size of a row of inputs; 0 if it is not batched."""
         return record_of(self.inputs).itemsize if self.is_batched else 0
 
     @cached_property
     def result_bytes(self) -> int:
-        """The size of a row of outputs; 0 if it is not batched."""
         return record_of(self.outputs).itemsize if self.is_batched else 0
 
     def answer_bytes(self, rows: int) -> int:
@@ -110,7 +107,6 @@ class ModelDescription(VersionSummary):
 
     @cached_property
     def summary_json(self) -> bytes:
-        """The JSON of the ``VersionSummary``, for clients."""
         return json.dumps(_summary_of(self)).encode()
 
     def to_json(self) -> str:
@@ -177,7 +173,6 @@ class ModelSummary(VersionSummary):
     is_unloaded: bool = False
 
     def of_version(self, number: int) -> VersionSummary | None:
-        """Return a served version; None if it is not served."""
         known = (each for each in (self, *self.others) if each.version == number)
         return next(known, None) if number in self.versions else None
 
@@ -190,7 +185,6 @@ _STATE = ("name", "versions", "is_ready", "reason", "max_batch_size", "is_unload
 
 
 def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
-    """Return the summary of a model, without ``others``."""
     newest = model.description
     return ModelSummary(
         name=model.name,

@@ -22,9 +22,7 @@ NO_PROOF = -math.inf, -math.inf
 class Children(Protocol):
     """The processes that the gateway started, each with a credential that only it knows."""
 
-    def is_child(self, credential: str) -> bool:
-        """Return whether this is the credential of a worker."""
-        ...
+    def is_child(self, credential: str) -> bool: ...
 
     def is_running(self, credential: str) -> bool:
         """Return whether that worker's process runs: it is not stopped, and has not ended."""
@@ -65,7 +63,6 @@ class RunningBatch:
         return RunBatch(self.batch_id, model, version, self.is_image, payloads)
 
     def fault(self, done: BatchDone) -> str | None:
-        """Return why this cannot be an answer to the batch, or None if it can."""
         count = len(self.requests)
         if not len(done.statuses) == len(done.payloads) == count:
             return (
@@ -83,7 +80,6 @@ class RunningBatch:
         return None
 
     def results(self, done: BatchDone) -> list[Result]:
-        """Return the result of each request, in order."""
         return [
             Result(
                 Status(status),
@@ -141,7 +137,6 @@ class Worker:
 
     @property
     def model(self) -> str | None:
-        """The model that it computes; None if it is idle."""
         batch = next(iter(self.running.values()), None)
         return None if batch is None else batch.description.name
 
@@ -204,7 +199,6 @@ class PoolMembership:
         return worker
 
     def at_node(self, node: bytes) -> Worker | None:
-        """Return the worker at a node; None if it was evicted or never joined."""
         return self._workers.get(node)
 
     def of_child(self, credential: str) -> Worker | None:
@@ -232,11 +226,9 @@ class PoolMembership:
         del self._workers[worker.node]
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
-        """Return whether a worker may be stopped."""
         return now - worker.heard_s > self._quiet_s
 
     def live(self, now: float) -> list[Worker]:
-        """Return the workers that are not quiet."""
         return [worker for worker in self if not self.is_quiet(worker, now)]
 
     def stood_still(self, for_s: float, now: float) -> None:
@@ -297,7 +289,6 @@ class PoolMembership:
             )
 
     def report(self, now: float) -> list[dict[str, Any]]:
-        """Return the workers for the pool's status."""
         return [
             {
                 "name": worker.name,

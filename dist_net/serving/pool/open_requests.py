@@ -65,7 +65,6 @@ class Costs:
         return seconds
 
     def learn(self, request: InferenceRequest, took_s: float) -> None:
-        """Record the time that a request took."""
         measured_s, kind = max(took_s, MIN_COST_S), _class_of(request)
         usual_s = self._seconds.setdefault(kind, measured_s)
         rise_s = min(measured_s, MAX_RISE * usual_s) - usual_s
@@ -178,7 +177,6 @@ class OpenRequests:
         return request_id in self._requests
 
     def queued(self) -> int:
-        """Return the number of queued requests."""
         return sum(
             not request.lent
             for queues in self.waiting.values()
@@ -215,7 +213,6 @@ class OpenRequests:
         return votes[len(votes) // 2] if votes else math.inf
 
     def open(self, request: InferenceRequest, timeout_s: float, now: float) -> int:
-        """Queue an admitted request; return its id."""
         model = self._models[request.model]
         version = model.newest_number if request.version is None else request.version
         request.request_id, request.counted = next(self._ids), version
@@ -271,7 +268,6 @@ class OpenRequests:
         return batch
 
     def refuse(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
-        """End a request without an answer of the model."""
         self._close(request)
         statistics = self._models[request.model].statistics_of(result.version)
         statistics.ended(result, now - request.admitted_s, 0.0)
@@ -388,7 +384,6 @@ class OpenRequests:
         return []
 
     def _enqueue(self, request: InferenceRequest, now: float) -> None:
-        """Append a request to its client's queue."""
         queue = self.queue_of(request.model, request.client)
         if not queue.requests:
             queue.left_s, queue.left = now, 0
@@ -399,7 +394,6 @@ class OpenRequests:
         return request.request_id in self.queue_of(request.model, request.client).requests
 
     def _leave(self, request: InferenceRequest, lends: bool, now: float) -> None:
-        """Take a request out of its queue, or lend it."""
         if lends:
             request.lent = True
         else:

@@ -89,11 +89,9 @@ class Pool:
         return self._requests.open(request, self._settings.allowed_s(request.timeout_s), now)
 
     def cancel(self, request_id: int) -> None:
-        """Cancel a request: its answer is no longer needed."""
         self._requests.cancel(request_id)
 
     def reload(self, model: str) -> int | Result:
-        """Read a model again from its source; the request ends when workers serve it."""
         if model not in self._models:
             return no_such_model(model, self._models)
         request_id = next(self._request_ids)
@@ -101,7 +99,6 @@ class Pool:
         return request_id
 
     def unload(self, model: str) -> Result:
-        """Stop serving a model until it is reloaded; admitted requests are answered."""
         if model not in self._models:
             return no_such_model(model, self._models)
         if (newest := self._models[model].newest) is not None:
@@ -113,7 +110,6 @@ class Pool:
     # Messages from workers
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
-        """Process a message from the workers' socket."""
         if isinstance(message, BatchDone | Loaded):
             worker = self._at(node, now)
             if worker is None:
@@ -170,7 +166,6 @@ class Pool:
         return [SendToNode(node, welcome), *self._advance_all(now)]
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
-        """Process a version that was read, or the reason why it was not."""
         model = self._models.get(message.model)
         if model is None:
             return []
@@ -235,7 +230,6 @@ class Pool:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self) -> None:
-        """Admit no more requests; admitted requests are answered."""
         self._scheduler.is_draining = True
 
     def retire(self) -> list[SendToNode]:
@@ -246,7 +240,6 @@ class Pool:
 
     @property
     def is_drained(self) -> bool:
-        """Whether the pool drains and has answered all requests."""
         return self._scheduler.is_draining and not len(self._requests)
 
     def is_ready(self, now: float) -> bool:
@@ -256,15 +249,12 @@ class Pool:
         return bool(wanted) and can_answer and not self._scheduler.is_draining
 
     def is_member(self, child: str) -> bool:
-        """Return whether a child is a worker of the pool."""
         return self._workers.of_child(child) is not None
 
     def failures(self) -> list[ModelLoadError]:
-        """Return the errors of models that were not read, or that no worker can load any more."""
         return self.catalogue.failures(has_workers=bool(len(self._workers)))
 
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the pool for people, as plain values for JSON."""
         settings = self._settings
         return {
             "is_ready": self.is_ready(now),
@@ -312,7 +302,6 @@ class Pool:
         return [command for model in self._models.values() for command in self._advance(model, now)]
 
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
-        """Advance a model's versions as far as possible."""
         self._probe_s = now
         commands: list[PoolCommand] = [*self._refresh(model, now)]
         if advanced := model.advance(self._workers, now):

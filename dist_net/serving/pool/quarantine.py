@@ -46,7 +46,6 @@ class Quarantine:
         return self._deaths(request, version) is not None
 
     def clear(self, request: InferenceRequest, version: int) -> None:
-        """Forget a payload that was answered."""
         self._losses.pop((request.model, version, request.digest), None)
 
     def refusal(self, request: InferenceRequest, version: int, now: float) -> Result | None:

@@ -34,7 +34,6 @@ class PoolSettings:
     max_load_s: float = 300.0
 
     def allowed_s(self, timeout_s: float | None) -> float:
-        """Return the timeout of a request that specifies ``timeout_s``."""
         return min(timeout_s or self.default_timeout_s, max(self.default_timeout_s, MAX_TIMEOUT_S))
 
     def __post_init__(self) -> None:
@@ -53,8 +52,6 @@ class PoolSettings:
 
 
 class Status(IntEnum):
-    """The status of a result; one byte in messages."""
-
     OK = 0
     BAD_INPUT = 1  # the input does not fit the model: HTTP 400
     NOT_FOUND = 2  # no such model or version: 404
@@ -131,8 +128,6 @@ class Result:
 
 
 class SendToNode(NamedTuple):
-    """Send the message to the worker at ``node``."""
-
     node: bytes
     message: Message
 

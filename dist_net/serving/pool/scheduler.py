@@ -75,7 +75,6 @@ class Turns:
             self._turns_s = later
 
     def charge(self, name: Hashable, seconds: float) -> None:
-        """Move the next turn of ``name`` back by the time that it used."""
         self._turns_s[name] = self.of(name) + seconds
 
 
@@ -379,7 +378,6 @@ def _is_distrusted(queue: ClientQueue, now: float) -> bool:
 
 
 def no_such_model(name: str, models: Iterable[str]) -> Result:
-    """Return the result of a request for an unknown model."""
     return _not_found(f"no model {name[:80]!r}; {suggestion(name, models)}")
 
 

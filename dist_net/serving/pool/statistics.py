@@ -22,8 +22,6 @@ MAX_LATENCIES = 4096
 
 @dataclass(slots=True)
 class Timed:
-    """A number of events, and their seconds in total."""
-
     count: int = 0
     seconds: float = 0.0
 

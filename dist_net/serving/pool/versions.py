@@ -46,8 +46,6 @@ SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class VersionState(Enum):
-    """The state of a version."""
-
     LOADING = "loading"  # no worker has it, or none any more
     SERVING = "serving"  # a worker has it: requests may name it
     CLOSING = "closing"  # it only answers the requests that are bound to it
@@ -113,11 +111,9 @@ class ModelVersions:
 
     @property
     def newest_number(self) -> int:
-        """The number of the newest version; NO_VERSION if there is none."""
         return NO_VERSION if self.newest is None else self.newest.description.version
 
     def served(self) -> ServedModel:
-        """Return the model as interfaces see it."""
         newest = self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description, samples = (newest.description, newest.samples) if newest else (None, ())
@@ -132,7 +128,6 @@ class ModelVersions:
         return None if one is None else one.description
 
     def may_name(self, number: int) -> bool:
-        """Return whether a request may name this version."""
         one = self.versions.get(number)
         return one is not None and one.state is VersionState.SERVING
 
@@ -152,7 +147,6 @@ class ModelVersions:
         return None
 
     def statistics_of(self, number: int) -> ModelStatistics:
-        """Return the statistics that count a version's requests."""
         return self.statistics[number if number in self.versions else NO_VERSION]
 
     def prepared(self, version: Version) -> None:
@@ -194,7 +188,6 @@ class ModelVersions:
         return []
 
     def lost_while_loading(self, number: int, reason: str) -> None:
-        """Record that a child was lost while it loaded a version."""
         one = self.versions.get(number)
         if one is None:
             return

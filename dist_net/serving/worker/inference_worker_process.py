@@ -101,7 +101,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run this process with its command line, or with ``words``; return the exit code."""
     return entry_point(add_arguments, run, words, KEPT_BYTES)
 
 

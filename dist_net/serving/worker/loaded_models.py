@@ -61,7 +61,6 @@ class LoadedModels:
 
     @property
     def is_loading(self) -> bool:
-        """Whether a version is being loaded or unreported."""
         return bool(self._loading)
 
     def network(self, model: str, version: int) -> ServedNetwork | None:
@@ -101,7 +100,6 @@ class LoadedModels:
         return ended
 
     def drop(self, model: str, version: int) -> None:
-        """Drop a version, or stop loading it."""
         key = model, version
         self._unclaimed.discard(key)
         loading = self._loading.pop(key, None)
@@ -114,7 +112,6 @@ class LoadedModels:
             network.close()
 
     def close(self) -> None:
-        """Drop all versions, and wait for the thread to stop."""
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)

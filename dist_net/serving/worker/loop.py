@@ -76,12 +76,10 @@ class InferenceWorker:
         return self.leave_reason
 
     def leave(self) -> None:
-        """Send ``Leave``, if the worker is a member."""
         if self._welcome is not None:
             self._socket.send(Leave(self._welcome.worker_id))
 
     def handle(self, message: Message) -> None:
-        """Process a message of the gateway."""
         self._heard_s = self._clock.now()
         match message:
             case RunBatch():

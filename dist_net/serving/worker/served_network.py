@@ -231,7 +231,6 @@ class ServedNetwork:
             raise
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
-        """Return each image as a row for the model."""
         run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
         return list(run(self._image, payloads))
 
