@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.serving.gateway.model_readers import ModelReaders, PoolSources
-from dist_net.serving.gateway.pool_processes import FORK_SERVER
+from dist_net.serving.gateway.pool_processes import FORK_SERVER, ModelReaders, PoolSources
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import ReadModel, RemoveArrays
 from dist_net.wire.serving_messages import ModelPrepared

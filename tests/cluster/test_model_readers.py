@@ -19,7 +19,7 @@ from PIL import Image
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.serving.gateway.model_readers import MAX_READ_S, PoolSources
+from dist_net.serving.gateway.pool_processes import MAX_READ_S, PoolSources
 from dist_net.serving.model_reading import ModelReader, answer_file
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.codec import encode

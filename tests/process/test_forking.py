@@ -16,8 +16,7 @@ from dist_net.processes.child import RunningChild, end
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.launcher import ProcessSpec
 from dist_net.serving.gateway import pool_processes
-from dist_net.serving.gateway.model_readers import PoolSources
-from dist_net.serving.gateway.pool_processes import PoolProcesses
+from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 
 Eventually = Callable[[Callable[[], Any]], Any]
 

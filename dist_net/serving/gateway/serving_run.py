@@ -32,8 +32,7 @@ from dist_net.processes.own_directory import LOGS, open_logs, temporary_director
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.model_readers import PoolSources
-from dist_net.serving.gateway.pool_processes import PoolProcesses
+from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool

@@ -23,9 +23,8 @@ from dist_net.errors import (
     RequestTooLargeError,
 )
 from dist_net.ground.spelling import suggestion
-from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest
+from dist_net.serving.gateway.client_ledger import ClientLedger, LoopShare, OpenRequest, Value
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.loop_turns import LoopShare, Value
 from dist_net.serving.http.http_connection import HttpConnection
 from dist_net.serving.http.replies import (
     JSON_LENGTH,

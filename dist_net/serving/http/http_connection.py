@@ -22,8 +22,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare
-from dist_net.serving.gateway.loop_turns import LoopShare
+from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, LoopShare
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.wire.connections import transferred_bytes

@@ -16,7 +16,7 @@ import orjson
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.nets.tensor_specs import TYPE_CODES
-from dist_net.serving.gateway.loop_turns import Value
+from dist_net.serving.gateway.client_ledger import Value
 from dist_net.serving.pool.requests import Payload
 
 Sliced = Generator[None, None, Value]

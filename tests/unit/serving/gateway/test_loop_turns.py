@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from dist_net.serving.gateway.loop_turns import TURN_S, LoopShare, LoopTurns
+from dist_net.serving.gateway.client_ledger import TURN_S, LoopShare, LoopTurns
 
 
 class Loop:
