@@ -142,28 +142,23 @@ class InferenceWorker:
             # This process computed, or was stopped by SIGSTOP: the gateway was not silent then.
             self._heard_s += now - self._ticked_s
         self._ticked_s = now
-        if self._welcome is None:
-            self._tick_joining(now)
-        else:
-            self._tick_joined(now, self._welcome.heartbeat_timeout_s)
-        return LOADING_POLL_S if self._models.is_loading else POLL_S
-
-    def _tick_joining(self, now: float) -> None:
-        if not self._bears_silence and now - self._heard_s > ANSWER_WITHIN_S:
-            raise self._socket.no_answer(ANSWER_WITHIN_S)
-        if now >= self._join_at_s:
-            self._join_at_s = now + JOIN_AGAIN_AFTER_S
-            self._socket.send(self._join)
-
-    def _tick_joined(self, now: float, timeout_s: float) -> None:
         if self._heartbeats is not None and self._heartbeats.answer is not None:
             answer, sent_s = self._heartbeats.answer
             self._heard_s = max(self._heard_s, sent_s)
             if isinstance(answer, Refuse):
                 self._refused(answer.reason, answer.may_rejoin)
-                return
-        if not self._bears_silence and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
-            silent_s = now - self._heard_s
+        if not self._bears_silence:
+            self._require_gateway(now - self._heard_s)
+        if self._welcome is None and now >= self._join_at_s:
+            self._join_at_s = now + JOIN_AGAIN_AFTER_S
+            self._socket.send(self._join)
+        return LOADING_POLL_S if self._models.is_loading else POLL_S
+
+    def _require_gateway(self, silent_s: float) -> None:
+        if self._welcome is None:
+            if silent_s > ANSWER_WITHIN_S:
+                raise self._socket.no_answer(ANSWER_WITHIN_S)
+        elif silent_s > SILENT_TIMEOUTS * self._welcome.heartbeat_timeout_s:
             raise ServerLostError(
                 f"no message from the gateway at {self._socket.address} for {silent_s:.1f} s; "
                 f"expected a reply to every heartbeat. Check that the gateway is running, then "

@@ -64,11 +64,6 @@ class WorkerSettings:
             raise SettingError(f"threads={self.threads:,}: expected at most {MAX_THREADS}")
 
 
-def _decoders(threads: int) -> ThreadPoolExecutor | None:
-    """Return threads that decode images, started on demand; None: the caller's thread decodes."""
-    return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
-
-
 class ServedNetwork:
     """A model that answers batches.
 
@@ -106,7 +101,7 @@ class ServedNetwork:
             else None
         )
         self._settings = settings
-        self._decoders = _decoders(settings.threads)
+        self._decoders = ThreadPoolExecutor(settings.threads, "decode")  # which start on demand
         self._clock = SystemClock()
         self._session = open_session(
             self._model, prepared, settings.threads, settings.max_batch_size, settings.reproducible
@@ -128,7 +123,7 @@ class ServedNetwork:
             return None
         other = copy(self)
         other.description, other._session = description, session
-        other._decoders = _decoders(self._settings.threads)
+        other._decoders = ThreadPoolExecutor(self._settings.threads, "decode")
         try:
             other._require_numbers()
         except BaseException:
@@ -151,8 +146,7 @@ class ServedNetwork:
     def close(self) -> None:
         """End the threads, if no other version uses them."""
         self._session.close()
-        if self._decoders is not None:
-            self._decoders.shutdown()
+        self._decoders.shutdown()
 
     def _require_numbers(self) -> None:
         """Raise ``ModelLoadError`` for weights whose outputs are not finite."""
@@ -231,8 +225,8 @@ class ServedNetwork:
             raise
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
-        run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
-        return list(run(self._image, payloads))
+        alone = self._settings.threads == 1 or len(payloads) == 1
+        return list((map if alone else self._decoders.map)(self._image, payloads))
 
     def _image(self, payload: Payload) -> Tensors | Refusal:
         name, _, shape = self.description.inputs[0]
