@@ -30,12 +30,6 @@ a value that has decayed to a few hundred times that stays constant. Above 1e-17
 """
 
 
-def keep_normal(vector: Floats) -> None:
-    """Prevent subnormal elements in ``vector``, in place; see ``CRUMB``."""
-    vector += CRUMB
-    vector -= CRUMB
-
-
 def all_below(limit: float, vector: Floats) -> bool:
     """Return whether all magnitudes are below ``limit``, which must be at least ``TOO_LARGE``."""
     # A sum of squares takes half the time of isfinite and all (11 against 20 µs for 101,770

@@ -19,8 +19,8 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import ClassVar
+from functools import cache, cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -49,6 +49,7 @@ STRIP = 1 << 16
 
 Numbers = tuple[float, ...]
 Rows = tuple[Floats, ...]
+CompiledLoop = Callable[..., None]
 
 
 class Optimizer(KnownOptions):
@@ -56,8 +57,7 @@ class Optimizer(KnownOptions):
 
     Its text, which repeats its fields, names it on other hosts.
 
-    A subclass defines its step by ``loop``, or by ``step``, which only NumPy computes; with both,
-    they must compute the same, bit for bit.
+    A subclass defines its step by ``loop``, or by ``step``, which only NumPy computes.
     """
 
     squares: ClassVar[str | None] = None
@@ -94,14 +94,13 @@ class Optimizer(KnownOptions):
         return None
 
     @staticmethod
-    def loop(
-        w: Floats, g: Floats, out: Floats, factors: Numbers, old: Rows, new: Rows, settings: Numbers
-    ) -> None:
+    def loop(w: Floats, g: Floats, out: Floats, old: Rows, new: Rows, numbers: Numbers) -> None:
         """Write the weights ``w`` after a step along ``g`` to ``out``, and ``old`` to ``new``.
 
-        ``factors`` are the rate and, if there is one, the decay; ``settings`` are the
-        ``constants``. The loop runs over the first axis: numba compiles it for vectors, elements in
-        float32, and NumPy runs it for rows, each a strip of the vectors. Both give the same bits.
+        ``numbers`` are the rate, the ``constants``, and, for a class that has ``loop`` and
+        ``decay``, perhaps the decay. The loop runs over the first axis: numba compiles it for
+        vectors, elements in float32, and NumPy runs it for rows, each a strip of the vectors. Both
+        return the same bits. LLVM vectorizes no loop that reads and writes one vector.
         """
         raise NotImplementedError
 
@@ -112,20 +111,37 @@ class Optimizer(KnownOptions):
 
         Vectors, ``state`` as in ``initial_state``, are equally long; ``out`` may be ``w`` itself.
         """
+        self.loop_by_strips(w, g, out, state, state, (rate, *self.constants))
+
+    def loop_by_strips(
+        self, w: Floats, g: Floats, out: Floats, old: Rows, new: Rows, numbers: Numbers
+    ) -> None:
+        """Compute ``loop`` by NumPy; vectors may be read and written."""
         for start in range(0, len(w), STRIP):
             row = np.newaxis, slice(start, start + STRIP)
-            rows = tuple(each[row] for each in state)
-            self.loop(w[row], g[row], out[row], (rate,), rows, rows, self.constants)
+            olds, news = (tuple(each[row] for each in of) for of in (old, new))
+            self.loop(w[row], g[row], out[row], olds, news, numbers)
 
     @property
     def has_loop(self) -> bool:
-        """Whether ``loop`` defines the step, and no subclass has another ``step``."""
-        owner = next(each for each in type(self).__mro__ if {"loop", "step"} & vars(each).keys())
+        """Whether ``loop`` defines the step, and no subclass has another ``step`` or ``decay``."""
+        parts = {"loop", "step", "decay"}
+        owner = next(each for each in type(self).__mro__ if parts & vars(each).keys())
         return "loop" in vars(owner)
 
     def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
         """Return a rule for vectors of ``size`` elements."""
         return UpdateRule(self, size, dtype)
+
+
+@cache
+def _compiled(compiling: Any, loop: CompiledLoop, vectors: int, numbers: int) -> CompiledLoop:
+    """Compile an optimizer's loop by ``dist_net.ground.compiling``: a step in one pass."""
+    read, written, tuple_of = compiling.READ, compiling.WRITTEN, compiling.types.Tuple
+    old, new = tuple_of([read] * vectors), tuple_of([written] * vectors)
+    signature = read, read, written, old, new, tuple_of([compiling.REAL] * numbers)
+    compiled: CompiledLoop = compiling.jit(*signature)(loop)
+    return compiled
 
 
 def start_rule(
@@ -192,7 +208,6 @@ class UpdateRule:
         self._average_decay = ranges.fraction("average_decay", average_decay)
         self._names = [*optimizer.initial_state, *([AVERAGE] if average_decay else [])]
         self.state_size = self.size + len(self._names) * trained_size + 1
-        self._scratch = np.empty(trained_size, dtype)
         self.variances: dict[str, slice] = {}
         self.frozen: list[slice] = []
         self.part = slice(None)  # of the model's vector, which steps update
@@ -268,30 +283,37 @@ class UpdateRule:
         np.add(state[-1:], 1, out=out[-1:])
         step = float(out[-1])
         scale = self.optimizer.rate_scale(share)  # the decay does not depend on gradients
-        factors = [float(scale * self.optimizer.rate(learning_rate, step))]
+        rate = float(scale * self.optimizer.rate(learning_rate, step))
         decay = self.optimizer.decay(learning_rate)
-        if decay is not None:
-            factors.append(float(decay))
-        # Gradients in received messages may be unaligned; the compiled loops require alignment.
+        numbers = rate, *self.optimizer.constants, *([] if decay is None else [float(decay)])
+        # Gradients in received messages may be unaligned; compiled loops require alignment.
         if self._loop is not None and descent.flags.aligned:
-            constants = self.optimizer.constants
-            self._loop(weights, descent, following, tuple(factors), olds, news, constants)
+            self._loop(weights, descent, following, olds, news, numbers)
         else:
             with np.errstate(all="ignore"):
-                scratch = self._scratch[own]
-                for old, new in zip(olds, news, strict=True):
-                    np.copyto(new, old)
-                for share_lost in factors[1:]:
-                    np.multiply(weights, share_lost, out=scratch)
-                    np.subtract(weights, scratch, out=following)
-                    weights = following
-                self.optimizer.step(weights, descent, following, factors[0], scratch, *news)
+                self._step_by_numpy(weights, descent, following, olds, news, numbers)
         if self._average_decay:
             rate = 1 - min(self._average_decay, (1 + step) / (10 + step))
             average, averaged = (of[-1 - n : -1][own] for of in (state, out))
             np.subtract(following, average, out=averaged)
             averaged *= rate
             averaged += average
+
+    def _step_by_numpy(
+        self, w: Floats, g: Floats, out: Floats, old: Rows, new: Rows, numbers: Numbers
+    ) -> None:
+        optimizer, constants = self.optimizer, self.optimizer.constants
+        if optimizer.has_loop:
+            optimizer.loop_by_strips(w, g, out, old, new, numbers)
+            return
+        scratch = self._scratch[: len(w)]
+        for before, after in zip(old, new, strict=True):
+            np.copyto(after, before)
+        for decay in numbers[1 + len(constants) :]:
+            np.multiply(w, decay, out=scratch)
+            np.subtract(w, scratch, out=out)
+            w = out
+        optimizer.step(w, g, out, numbers[0], scratch, *new)
 
     def _require_length(self, name: str, vector: Floats, length: int) -> None:
         if vector.shape != (length,):
@@ -301,17 +323,20 @@ class UpdateRule:
             )
 
     @cached_property
-    def _loop(self) -> Callable[..., None] | None:
+    def _scratch(self) -> Floats:
+        return np.empty(self.trained_size, self._dtype)
+
+    @cached_property
+    def _loop(self) -> CompiledLoop | None:
         """The compiled loop; None if NumPy computes the steps."""
         optimizer, loop = self.optimizer, None
         if optimizer.has_loop and self.size >= MIN_COMPILED and self._dtype == np.float32:
-            # The module imports numba, which is optional.
-            with contextlib.suppress(ImportError):
-                from dist_net.optim.compiled import compiled
+            vectors, constants = len(optimizer.initial_state), len(optimizer.constants)
+            numbers = 1 + constants + (optimizer.decay(1.0) is not None)
+            with contextlib.suppress(ImportError):  # of numba, which is optional
+                import dist_net.ground.compiling as compiling
 
-                factors = 1 if optimizer.decay(1.0) is None else 2
-                vectors, constants = len(optimizer.initial_state), len(optimizer.constants)
-                loop = compiled(type(optimizer).loop, factors, vectors, constants)
+                loop = _compiled(compiling, type(optimizer).loop, vectors, numbers)
         kind = "compiled" if loop else "numpy"
         logger.info("updates_begun rule=%s loops=%s", type(optimizer).__name__, kind)
         return loop

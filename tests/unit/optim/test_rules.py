@@ -192,7 +192,7 @@ def test_a_compiled_loop_computes_what_numpy_does(
 
     with caplog.at_level(logging.INFO):
         compiled = run(start_rule(optimizer, shapes, momenta, *limits), weights, gradients)
-        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+        monkeypatch.setitem(sys.modules, "dist_net.ground.compiling", None)
         plain = run(start_rule(optimizer, shapes, momenta, *limits), weights, gradients)
 
     loops = [line.split("loops=")[1] for line in caplog.messages if "loops=" in line]
@@ -203,7 +203,7 @@ def test_a_compiled_loop_computes_what_numpy_does(
 @pytest.fixture(params=["with numba", "without"])
 def extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without":
-        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+        monkeypatch.setitem(sys.modules, "dist_net.ground.compiling", None)
     else:
         pytest.importorskip("numba")
         monkeypatch.setattr("dist_net.optim.rule.MIN_COMPILED", 0)
@@ -252,9 +252,9 @@ class Looped(Optimizer):
     """The same by a loop, which is compiled."""
 
     @staticmethod
-    def loop(w, g, out, factors, _old, _new, _settings):
+    def loop(w, g, out, _old, _new, numbers):
         for i in range(len(w)):
-            out[i] = w[i] - factors[0] * np.sign(g[i])
+            out[i] = w[i] - numbers[0] * np.sign(g[i])
 
 
 class Changed(Adam):
@@ -270,6 +270,20 @@ def test_a_users_own_optimizer_computes_its_own_step(optimizer: type[Optimizer])
     gradient = np.array([-7, 0, 0.1], np.float32)
     state = after(optimizer().start(3), np.ones(3, np.float32), gradient, 0.5)
     np.testing.assert_array_equal(state[:3], [1.5, 1, 0.5])
+
+
+class Decayed(SGD):
+    """A decay that the loop of another class does not know."""
+
+    def decay(self, learning_rate: float) -> float:
+        return learning_rate / 2
+
+
+@pytest.mark.usefixtures("extra")
+def test_a_users_own_decay_is_subtracted_before_the_step() -> None:
+    gradient = np.array([-1, 0, 2], np.float32)
+    state = after(Decayed().start(3), np.ones(3, np.float32), gradient, 0.5)
+    np.testing.assert_array_equal(state[:3], [1.25, 0.75, -0.25])
 
 
 @pytest.mark.usefixtures("extra")
