@@ -356,13 +356,13 @@ class Model:
         batch_size: int,
         generator: np.random.Generator,
         pool: ThreadPool | None = None,
-        target_shape: tuple[int, ...] = (),
-        target_dtype: DTypeLike = np.uint8,
+        target: DTypeLike = np.uint8,
         arena: Arena | None = None,
         in_parts: bool = False,
     ) -> Plan:
         """Compile a training plan for a batch and its targets.
 
+        ``target`` is the dtype of a sample's target: ``(dtype, shape)`` if it has axes.
         Its outputs are the mean loss, the number of samples predicted right, see
         ``TargetMeaning``, the gradients, and the observations for the buffers, as in ``layout``.
         Layers such as Dropout draw from ``generator`` at each run; ``pool`` and ``arena`` are as
@@ -372,9 +372,10 @@ class Model:
         scope = Scope(training=True, generator=generator)
         scope.in_parts = in_parts
         outputs = self.network(self.input(batch_size), scope)
-        targets = ad.variable(TARGETS, (batch_size, *target_shape), target_dtype)
+        kind = np.dtype(target)
+        targets = ad.variable(TARGETS, (batch_size, *kind.shape), kind.base)
         loss = mean_loss(self.loss, outputs, targets)
-        right = self.targets(target_shape, target_dtype).right(outputs, targets)
+        right = self.targets(kind.shape, kind.base).right(outputs, targets)
         by_parameter = ad.gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, ad.variable(each.name, each.shape))

@@ -84,8 +84,9 @@ class LstmGradient(Operation):
         steps = [*zip(records, _records_before(records), cotangent, out, strict=True)]
         for record, before, later, gradient in steps[::-1]:
             arrays = record, before, later, of_product, of_cells, gradient
-            flat = [each.reshape(-1, copy=False) for each in arrays]
-            calls.append(partial(loops.lstm_step_back, *flat, len(kernel)))
+            *step, later, product, cells, target = (each.reshape(-1, copy=False) for each in arrays)
+            cotangents = later, product, cells, target
+            calls.append(partial(loops.lstm_step_back, tuple(step), *cotangents, len(kernel)))
             calls.append(partial(np.dot, gradient, turned, of_product))
         return in_order(calls)
 

@@ -138,7 +138,7 @@ class TrainingStep:
                 self._plans.clear()
                 self._bound.clear()
             targets = self._targets
-            facts = self._generator, self._pool, targets.shape, targets.dtype, self._arena
+            facts = self._generator, self._pool, (targets.dtype, targets.shape), self._arena
             plan = self._model.compile_training(size, *facts, self._in_parts)
             self._plans[size] = SizedPlan(plan, *self._arrays(size))
         return self._plans[size]

@@ -57,7 +57,7 @@ from dist_net.autodiff.kernels.compiled import row_loops as compiled_rows
 from dist_net.autodiff.kernels.compiled import scaling_loops as compiled_scaling
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
-from dist_net.autodiff.kernels.compiled.direct_loops import Direct, products
+from dist_net.autodiff.kernels.compiled.direct_loops import Direct, Finish, products
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.ground import compiling
 from dist_net.optim import OPTIMIZERS
@@ -318,7 +318,7 @@ def test_special_numbers_have_one_epilogue(slopes, has_residual, low):
     values, out, residual = (
         None if each is None else each.reshape(1, 1, 1, 1, -1) for each in (values, out, residual)
     )
-    products(one, values, out, False, None, residual, epilogue)()
+    products(one, values, out, Finish(residual=residual, epilogue=epilogue))()
     np.testing.assert_array_equal(out.reshape(-1), wanted)
 
 
@@ -367,6 +367,7 @@ IN_PYTHON = {
     "store": checked_store,
     "value_at": lambda source, index: source[index],
     "spread": lambda value, lanes=vectors.LANES: np.full(lanes, value, np.float32),
+    "zeros": lambda _, lanes: np.zeros(lanes, np.float32),
     "larger": np.maximum,
     "smaller": np.minimum,
     "multiply_add": lambda a, b, c: a * b + c,
@@ -475,7 +476,7 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
         total = np.ones((1, 1, size[0], 3 * size[1], 32), np.float32)
         by_value = lines.transpose(3, 4, 0, 1, 2)[None, None]
-        products(by_value, expected[None], total, adds=True)()
+        products(by_value, expected[None], total, Finish(adds=True))()
         expected = np.einsum("nhwijc,nhwo->ijco", seen, expected).reshape(total.shape) + 1
         np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
     assert "multiply" in loops_in_python
@@ -519,7 +520,7 @@ def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
     projected, record = np.zeros(2 * 64, np.float32), np.zeros(6 * 2 * 16, np.float32)
     product, *cotangents = projected.copy(), *np.ones((3, 2 * 16), np.float32)
     compiled_recurrent.lstm_step(projected, product, record.copy(), record, 16)
-    compiled_recurrent.lstm_step_back(record, record.copy(), *cotangents, projected, 16)
+    compiled_recurrent.lstm_step_back((record, record.copy()), *cotangents, projected, 16)
     assert (record.reshape(6, -1)[2:5] == 0.5).all()  # gates
     assert (projected.reshape(2, 4, 16)[:, 3] != 0).all()
     assert {"lstm_step", "lstm_step_back"} <= {*loops_in_python}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import depthwise, im2row, training
+from dist_net.autodiff.kernels.convolution import depthwise, training
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -587,11 +587,11 @@ def test_dtypes_that_differ_or_are_no_floats_are_refused():
 @pytest.mark.parametrize("height", [28, 27, 7])
 def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height):
     x = np.empty((64, height, 28, 16), np.float32)
-    everything = im2row.Patches(windows(3, 1, 1, (height, 28)), x.shape, (height, 28), 1)
+    everything = training.SeenMap(windows(3, 1, 1, (height, 28)), 1, x, x, ThreadPool())
     seen, lines = np.zeros((64, height), int), []
-    for strip in training._strips(everything, x):
+    for strip in everything.strips():
         seen[strip.images, strip.rows] += 1
-        _, (groups, pixels, length) = everything.shapes(strip)
+        _, (groups, pixels, length) = everything.patches.shapes(strip)
         assert groups * pixels * length * 4 <= training.STRIP_BYTES
         lines.append(pixels // 28)
     assert (seen == 1).all()

@@ -265,7 +265,7 @@ def test_a_minibatch_of_one_row_leaves_the_moving_averages_and_is_scaled_by_them
     inputs = np.full((1, *shape), 7, np.float32)
     targets = np.zeros((1, 5), np.float32)
     gradient = np.zeros(model.layout.size, np.float32)
-    plan = model.compile_training(1, np.random.default_rng(0), None, (5,), np.float32)
+    plan = model.compile_training(1, np.random.default_rng(0), None, (np.float32, (5,)))
     loss, *_ = model.bind_training(plan, inputs, targets, weights, gradient).run()
     np.testing.assert_allclose(loss, ((7 - 3) / 2) ** 2, rtol=1e-4)
     observed = model.layout.views(gradient)

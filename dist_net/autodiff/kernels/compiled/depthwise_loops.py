@@ -92,11 +92,17 @@ def gradient(windows: Windows, padded: Array, cotangent: Array, total: Array) ->
     return partial(add_gradient, *read, (*windows.size, *windows.stride), flat(total))
 
 
+SeenWindow = tuple[Pointer, int, int]
+"""A map, the place of a window's first pixel, and how far apart rows are."""
+Filters = tuple[Pointer, int]
+"""The taps, and the place of the first."""
+
+
 @inlined
-def sum_of_taps(
-    x: Pointer, i: int, per_row: int, channels: int, taps: Pointer, j: int, line: int, part: Four
-) -> Lanes:
+def sum_of_taps(seen: SeenWindow, filters: Filters, channels: int, line: int, part: Four) -> Lanes:
     """Return a vector of one output; ``part``: the window's rows and columns inside the map."""
+    x, i, per_row = seen
+    taps, j = filters
     upper, lower, left, right = part
     total = spread(np.float32(0))
     for row in range(upper, lower):
@@ -111,15 +117,9 @@ def taps_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
 
     @traced(types.UniTuple(VECTOR, SIDE_BY_SIDE))
     def sums_with_taps(
-        sums: tuple[Lanes, ...],
-        x: Pointer,
-        i: int,
-        per_row: int,
-        taps: Pointer,
-        j: int,
-        channels: int,
-        apart: int,
+        sums: tuple[Lanes, ...], seen: SeenWindow, filters: Filters, channels: int, apart: int
     ) -> tuple[Lanes, ...]:
+        (x, i, per_row), (taps, j) = seen, filters
         for row, column in np.ndindex(size, size):
             tap = load(taps, j + (row * size + column) * channels)
             k = i + row * per_row + column * channels
@@ -136,27 +136,21 @@ with_tap, with_3x3_taps, with_5x5_taps = taps_of(1), taps_of(3), taps_of(5)
 
 @inlined
 def sums_side_by_side(
-    x: Pointer,
-    i: int,
-    per_row: int,
-    channels: int,
-    taps: Pointer,
-    j: int,
-    line: int,
-    lines: tuple[int, int],
-    apart: int,
+    seen: SeenWindow, filters: Filters, channels: int, line: int, lines: tuple[int, int], apart: int
 ) -> tuple[Lanes, ...]:
     """Return vectors of 4 outputs with windows ``apart`` values apart; all columns are inside."""
+    x, i, per_row = seen
+    taps, j = filters
     nothing = spread(np.float32(0))
     sums = nothing, nothing, nothing, nothing
     if line == 3 and lines == (0, 3):
-        return with_3x3_taps(sums, x, i, per_row, taps, j, channels, apart)
+        return with_3x3_taps(sums, seen, filters, channels, apart)
     if line == 5 and lines == (0, 5):
-        return with_5x5_taps(sums, x, i, per_row, taps, j, channels, apart)
+        return with_5x5_taps(sums, seen, filters, channels, apart)
     for row in range(lines[0], lines[1]):
         for column in range(line):
             k, tap = i + row * per_row + column * channels, j + (row * line + column) * channels
-            sums = with_tap(sums, x, k, per_row, taps, tap, channels, apart)
+            sums = with_tap(sums, (x, k, per_row), (taps, tap), channels, apart)
     return sums
 
 
@@ -192,7 +186,7 @@ def correlate(
     for image in range(images):
         for row in range(rows):
             y = top + row * down
-            seen = max(0, -y), min(lines, height - y)
+            inside = max(0, -y), min(lines, height - y)
             column = 0
             while column < columns:
                 if first <= column < stop and stop - first >= SIDE_BY_SIDE:
@@ -206,16 +200,13 @@ def correlate(
                 for first_channel in range(0, channels, LANES):
                     c = min(first_channel, channels - LANES)
                     epilogue = load(shifts, c), other, has_residual, numbers
+                    seen, tap = (pixels, source + c, row_length), (taps, c)
                     if count == 1:
-                        part = seen[0], seen[1], max(0, -z), min(line, width - z)
-                        total = sum_of_taps(
-                            pixels, source + c, row_length, channels, taps, c, line, part
-                        )
+                        part = inside[0], inside[1], max(0, -z), min(line, width - z)
+                        total = sum_of_taps(seen, tap, channels, line, part)
                         apply_epilogue(total, result, target + c, epilogue)
                     else:
-                        totals = sums_side_by_side(
-                            pixels, source + c, row_length, channels, taps, c, line, seen, apart
-                        )
+                        totals = sums_side_by_side(seen, tap, channels, line, inside, apart)
                         apply_epilogues(totals, result, target + c, per_pixel, epilogue)
                 column += count
 

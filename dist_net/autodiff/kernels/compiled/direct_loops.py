@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import types
@@ -37,6 +37,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     spread,
     traced,
     value_at,
+    zeros,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row, patches_of
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
@@ -45,7 +46,6 @@ from dist_net.autodiff.kernels.windows import POINTWISE, UNPADDED
 from dist_net.ground.compiling import READ, WRITTEN, jit
 
 BLOCK = 16  # columns, of which a multiple can be added to
-PLAIN = Epilogue()
 
 TWO, ONE, NARROW, FOUR = range(4)
 WIDTHS = {TWO: (2, WIDE), ONE: (1, WIDE), NARROW: (2, LANES)}
@@ -57,27 +57,36 @@ LoopAxes = NDArray[np.intp]
 AXES = types.Array(types.intp, 2, "C", readonly=True)
 
 Place = tuple[Pointer, int, int]
-"""An array, the place of a first element in it, and how far apart the next ones are."""
-Factors = tuple[Pointer, int, int]
-"""An array, the place of a first vector in it, and how far apart the next ones are."""
-Finish = tuple[Pointer, int, Pointer, bool, EpilogueNumbers]
+"""An array, the place of a first element or vector in it, and how far apart the next ones are."""
+TileFinish = tuple[Pointer, int, Pointer, bool, EpilogueNumbers]
 """The bias and the place of its first vector, and the rest of ``EpilogueValues``."""
+
+
+class Finish(NamedTuple):
+    """What becomes of the sums of products: added to the result, or their epilogue written."""
+
+    adds: bool = False
+    bias: Array | None = None
+    residual: Array | None = None
+    epilogue: Epilogue = Epilogue()
 
 
 @traced()
 def write_tile(
     kind: int,
-    seen: Place,
-    seen_steps: Three,
-    factors: Factors,
-    factor_steps: Three,
+    seen: tuple[Place, Three],
+    factors: tuple[Place, Three],
     inner: Three,
     result: Place,
-    finish: Finish,
-    zero: Any,
+    finish: TileFinish,
 ) -> None:
-    """Write the epilogue of the sums of a tile of a kind in ``TILES``."""
-    (x, x_place, x_apart), (y, y_place, y_apart), (out, place, apart) = seen, factors, result
+    """Write the epilogue of the sums of a tile of a kind in ``TILES``.
+
+    ``seen`` and ``factors`` are followed by their strides along the ``inner`` axes.
+    """
+    (x, x_place, x_apart), seen_steps = seen
+    (y, y_place, y_apart), factor_steps = factors
+    out, place, apart = result
     bias, column, *epilogue = finish
 
     def write(count: int, vectors: int, lanes: int) -> None:
@@ -98,7 +107,7 @@ def write_tile(
 
             return repeated(inner[axis], step, *sums)
 
-        sums = along(0, x_place, y_place, (spread(zero, lanes),) * len(tile))
+        sums = along(0, x_place, y_place, (zeros(kind, lanes),) * len(tile))
         shifts = [load(bias, column + y_apart * v, lanes) for v in range(vectors)]
         for (n, v), each in zip(tile, sums, strict=True):
             target = place + apart * n + y_apart * v
@@ -107,18 +116,19 @@ def write_tile(
     run_chosen(kind, {number: partial(write, *tile) for number, tile in TILES.items()})
 
 
-@jit(READ, READ, WRITTEN, READ, READ, AXES, READ)
-def multiply(
-    x: Flat, y: Flat, out: Flat, bias: Flat, residual: Flat, axes: LoopAxes, numbers: Flat
-) -> None:
+PLAIN, ADDED = Finish(), Finish(adds=True)
+
+
+@jit(READ, READ, WRITTEN, AXES, types.UniTuple(READ, 3))
+def multiply(x: Flat, y: Flat, out: Flat, axes: LoopAxes, finish: tuple[Flat, Flat, Flat]) -> None:
     """out[a, n, b, m] = epilogue of Σ x[a, n, b, m, c, d, e] · y[a, c, d, e].
 
     For vectors of ``columns``, at least ``LANES``. ``axes`` has the length of each axis and its
     strides in x, y and out; then ``columns``, whether there is a residual, and whether some
-    results may be computed twice, as unless columns are a multiple of ``BLOCK``. ``bias`` is (a,
-    columns), and the residual like out.
+    results may be computed twice, as unless columns are a multiple of ``BLOCK``. ``finish`` has the
+    bias, (a, columns), the residual, like out, and the epilogue's numbers.
     """
-    zero = np.float32(0)
+    bias, residual, numbers = finish
     seen, factors, result = pointer(x), pointer(y), pointer(out)
     shifts, others = pointer(bias), pointer(residual)
     columns, has_residual, may_repeat = axes[7, 0], axes[7, 1] > 0, axes[7, 2] > 0
@@ -138,7 +148,7 @@ def multiply(
             elif left < 2 * WIDE:
                 width, step = ONE, WIDE
                 column = min(column, columns - WIDE)
-            finish = shifts, a * columns + column, others, has_residual, epilogue
+            end = shifts, a * columns + column, others, has_residual, epilogue
             for n in range(axes[1, 0]):
                 for b in range(axes[2, 0]):
                     source = a * axes[0, 1] + n * axes[1, 1] + b * axes[2, 1]
@@ -152,41 +162,30 @@ def multiply(
                             m = min(m, axes[3, 0] - at_once)
                         write_tile(
                             10 * at_once + width,
-                            (seen, source + m * axes[3, 1], axes[3, 1]),
-                            seen_steps,
-                            (factors, a * axes[0, 2] + column, gap),
-                            factor_steps,
+                            ((seen, source + m * axes[3, 1], axes[3, 1]), seen_steps),
+                            ((factors, a * axes[0, 2] + column, gap), factor_steps),
                             inner,
                             (result, target + m * axes[3, 3], axes[3, 3]),
-                            finish,
-                            zero,
+                            end,
                         )
                         m += at_once
             column += step
 
 
-def products(
-    x: Array,
-    y: Array,
-    out: Array,
-    adds: bool = False,
-    bias: Array | None = None,
-    residual: Array | None = None,
-    epilogue: Epilogue = PLAIN,
-) -> Call:
+def products(x: Array, y: Array, out: Array, finish: Finish = PLAIN) -> Call:
     """Return the call of ``multiply``: x (a, n, b, m, c, d, e), y (a, c, d, e, columns) to out (a,
-    n, b, m, columns). All are views; columns are contiguous, and ``residual`` is like out.
-    ``adds``: add to out, for a multiple of ``BLOCK`` columns."""
+    n, b, m, columns). All are views; columns are contiguous, and a residual is like out. Only a
+    multiple of ``BLOCK`` columns can be added to out."""
     strides = np.zeros((3, 7), np.intp)
     strides[0], strides[1, [0, 4, 5, 6]], strides[2, :4] = x.strides, y.strides[:4], out.strides[:4]
     axes = np.zeros((8, 4), np.intp)
     axes[:7, 0], axes[:7, 1:] = x.shape, strides.T // x.itemsize
-    residual = out if adds else residual
-    axes[7, :3] = out.shape[4], residual is not None, not adds
+    residual, bias = out if finish.adds else finish.residual, finish.bias
+    axes[7, :3] = out.shape[4], residual is not None, not finish.adds
     shift = np.zeros(out.shape[0] * out.shape[4], np.float32) if bias is None else bias
     other = shift if residual is None else memory_of(residual)
-    arrays = memory_of(x), memory_of(y), memory_of(out), shift, other
-    return partial(multiply, *arrays, axes, np.array(numbers_of(epilogue), np.float32))
+    end = shift, other, np.array(numbers_of(finish.epilogue), np.float32)
+    return partial(multiply, memory_of(x), memory_of(y), memory_of(out), axes, end)
 
 
 class Direct(Im2Row):
@@ -223,9 +222,8 @@ class Direct(Im2Row):
             return values.transpose(3, 0, 1, 2, 4)
 
         residual = None if arrays.residual is None else results(arrays.residual)
-        bias, out = arrays.bias[block.channels], results(arrays.out)
-        call = products(seen, filters, out, False, bias, residual, problem.epilogue)
-        return [*take, call]
+        finish = Finish(False, arrays.bias[block.channels], residual, problem.epilogue)
+        return [*take, products(seen, filters, results(arrays.out), finish)]
 
     def _seen(self, problem: Problem, x: Array, rows: int) -> Array:
         """Return the windows of each group, (groups, n, b, m, c, d, e), with few long axes."""

@@ -5,6 +5,8 @@ record (6, N, units), which holds the output, the cell, the gates admit, keep an
 candidate. ``units`` is a multiple of ``LANES``.
 """
 
+from numba.types import UniTuple
+
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
@@ -89,10 +91,9 @@ def lstm_step(inputs: Flat, recurrent: Flat, before: Flat, record: Flat, units: 
             write_step(arrays, 3 * row * units + i, i, units, size)
 
 
-@jit(READ, READ, READ, READ, WRITTEN, WRITTEN, INTEGER)
+@jit(UniTuple(READ, 2), READ, READ, WRITTEN, WRITTEN, INTEGER)
 def lstm_step_back(
-    record: Flat,
-    before: Flat,
+    step: tuple[Flat, Flat],
     later: Flat,
     recurrent: Flat,
     of_cells: Flat,
@@ -101,10 +102,11 @@ def lstm_step_back(
 ) -> None:
     """Write the cotangent of a step's projections, and of the cell before to ``of_cells``.
 
-    That of the output is the sum of ``later`` and ``recurrent``; records are as for ``lstm_step``.
+    ``step`` has its record and the one before, as for ``lstm_step``. The cotangent of the output
+    is the sum of ``later`` and ``recurrent``.
     """
-    size = len(record) // 6
-    records = pointer(record), pointer(before)
+    size = len(step[0]) // 6
+    records = pointer(step[0]), pointer(step[1])
     cotangents = pointer(later), pointer(recurrent), pointer(of_cells), pointer(gradient)
     for row in range(size // units):
         for j in range(0, units, LANES):

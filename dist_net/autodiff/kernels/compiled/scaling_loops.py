@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from numba.types import UniTuple
 
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.epilogues import flat
@@ -28,6 +29,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.ground.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
 Term = tuple[Pointer, Pointer]  # a matrix and its scales
+FourFlat = tuple[Flat, Flat, Flat, Flat]  # of two terms
 
 
 @traced(VECTOR)
@@ -38,11 +40,10 @@ def scaled(first: Term, second: Term, is_sum: bool, shift: Pointer, i: int, j: i
     return changed_if(is_sum, with_second, value)
 
 
-@jit(READ, READ, READ, READ, BOOLEAN, READ, REAL, WRITTEN)
-def scale_and_shift(
-    x: Flat, a: Flat, y: Flat, b: Flat, is_sum: bool, shift: Flat, least: float, out: Flat
-) -> None:
+@jit(UniTuple(READ, 4), BOOLEAN, READ, REAL, WRITTEN)
+def scale_and_shift(terms: FourFlat, is_sum: bool, shift: Flat, least: float, out: Flat) -> None:
     """Write x·a + shift, or x·a + y·b + shift if ``is_sum``, but ``least`` where that is larger."""
+    x, a, y, b = terms
     first, second = (pointer(x), pointer(a)), (pointer(y), pointer(b))
     shifts, result = pointer(shift), pointer(out)
     for start in range(0, len(out), len(shift)):
@@ -56,5 +57,5 @@ def scaling(
 ) -> Call:
     """Return the call of ``scale_and_shift`` for one or two contiguous matrices with scales."""
     (x, a), (y, b) = terms[0], terms[-1]
-    least = np.float32(0 if rectifies else -np.inf)
-    return partial(scale_and_shift, flat(x), a, flat(y), b, len(terms) > 1, shift, least, flat(out))
+    arrays, least = (flat(x), a, flat(y), b), np.float32(0 if rectifies else -np.inf)
+    return partial(scale_and_shift, arrays, len(terms) > 1, shift, least, flat(out))

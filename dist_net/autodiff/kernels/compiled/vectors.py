@@ -13,7 +13,7 @@ Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partialmethod
+from functools import partial, partialmethod
 from inspect import signature
 from typing import Any, TypeVar, cast
 
@@ -105,21 +105,23 @@ def traced(result: Any = types.none) -> Callable[[Function], Function]:
     """Let loops call a function of ``Tracer`` values and tuples of them; ``result``: its type."""
 
     def registered(function: Function) -> Function:
-        def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            returned = function(*(_tracers(builder, each) for each in arguments))
-            if isinstance(returned, tuple):
-                return context.make_tuple(builder, result, [each.value for each in returned])
-            return context.get_dummy_value() if returned is None else returned.value
-
-        def type_of(*_: Any) -> Any:
-            return result
-
-        type_of.pysig = signature(function)  # type: ignore[attr-defined]
+        type_of: Any = lambda *_: result  # noqa: E731
+        type_of.pysig = signature(function)
         type_callable(function)(lambda _: type_of)
-        lower_builtin(function, types.VarArg(types.Any))(code)
+        lower_builtin(function, types.VarArg(types.Any))(partial(_append_code, function, result))
         return function
 
     return registered
+
+
+def _append_code(
+    function: Function, result: Any, context: Any, builder: Any, _: Any, arguments: Any
+) -> Any:
+    """Append the instructions of a traced function; return its result as a value of numba."""
+    returned = function(*(_tracers(builder, each) for each in arguments))
+    if isinstance(returned, tuple):
+        return context.make_tuple(builder, result, [each.value for each in returned])
+    return context.get_dummy_value() if returned is None else returned.value
 
 
 def _tracers(builder: Any, value: Any) -> Any:
@@ -173,6 +175,11 @@ def spread(value: Any, lanes: int = LANES) -> Lanes:
     all_first = ir.Constant(_vector_of(lanes, ir.IntType(32)), None)
     first = builder.insert_element(empty, value.value, _FIRST)
     return Tracer(builder, builder.shuffle_vector(first, empty, all_first))
+
+
+def zeros(beside: Any, lanes: int) -> Lanes:
+    """Return a vector of zeros for the loop of another value; only for ``traced`` functions."""
+    return Tracer(beside.builder, ir.Constant(_vector_of(lanes), None))
 
 
 @traced(VECTOR)

@@ -44,18 +44,18 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 )
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 from dist_net.autodiff.kernels.convolution.winograd import APART, Winograd
-from dist_net.autodiff.kernels.windows import Pair
 from dist_net.ground.compiling import INTEGER, READ, WRITTEN, jit
 
 TileLine = Sequence[Lanes]
 """A row or a column of a tile."""
 Transform = Callable[[TileLine], TileLine]
-Maps = tuple[Three, Three, Pair]
-"""(H, W, C); the numbers of images, and of rows and columns of tiles; the first tile's place."""
-MAPS = Tuple((integers(3), integers(3), integers(2)))
-TileSums = tuple[Pointer, int, int]
-"""An array, the place of a tile's first sums, and how far apart planes are."""
-TileOutputs = tuple[Pointer, int, int, int]
+Maps = tuple[Three, Three, Three]
+"""(H, W, C); the numbers of images, and of rows and columns of tiles; the row and column of the
+first tile, and the pixels from one tile to the next."""
+MAPS = Tuple((integers(3), integers(3), integers(3)))
+TilePoints = tuple[Pointer, int, int]
+"""An array, the place of a tile's first points, and how far apart planes are."""
+TilePixels = tuple[Pointer, int, int, int]
 """An array, the place of a tile, and the strides of rows and of pixels, in values."""
 
 
@@ -127,13 +127,12 @@ FROM_POINTS = {4: from_points_of_4, 5: from_points_of_5, 6: from_points_of_6}
 
 
 @traced()
-def write_points(
-    a: int, x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
-) -> None:
-    """Write Bᵀ · d · B, from a tile of the input at ``i`` to points at ``j``; or A · d · Aᵀ."""
+def write_points(a: int, tile: TilePixels, target: TilePoints) -> None:
+    """Write Bᵀ · d · B, from a tile of the input to points; or A · d · Aᵀ."""
+    points, j, plane = target
 
     def write(size: int) -> None:
-        for row, values in enumerate(tile_rows(size, TO_POINTS[size], x, i, per_row, per_pixel)):
+        for row, values in enumerate(tile_rows(size, TO_POINTS[size], *tile)):
             for column, value in enumerate(values):
                 store(points, j + (row * len(values) + column) * plane, value)
 
@@ -141,7 +140,7 @@ def write_points(
 
 
 @traced()
-def write_outputs(a: int, sums: TileSums, outputs: TileOutputs, epilogue: EpilogueValues) -> None:
+def write_outputs(a: int, sums: TilePoints, outputs: TilePixels, epilogue: EpilogueValues) -> None:
     """Write the epilogue of Aᵀ · s · A for a tile."""
     (points, i, plane), (out, j, per_row, per_pixel) = sums, outputs
 
@@ -173,12 +172,11 @@ class CompiledWinograd(Winograd):
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
         (top, _), (left, _) = problem.windows.padding
-        corner = block.rows.start * self.stride - top, -left
+        tiles = block.rows.start * self.stride - top, -left, self.m * self.stride
         part = x[block.images]
-        step = self.m * self.stride
-        geometry = part.shape[1:], self._grid(problem, block), corner
+        maps = part.shape[1:], self._grid(problem, block), tiles
         planes = flat(points), points.shape[1]
-        return [partial(to_points, self.a, step, flat(part), geometry, flat(spare[0]), *planes)]
+        return [partial(to_points, self.a, flat(part), maps, flat(spare[0]), *planes)]
 
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
@@ -195,10 +193,10 @@ class CompiledWinograd(Winograd):
         results, whose ``products`` are the points of the filters' gradient. Only for F(2x2) with a
         stride of 1."""
         points, others, tile = scratch
-        part, corner = cotangent[block.images], (block.rows.start, 0)
-        seen = flat(part), (part.shape[1:], self._grid(problem, block), corner)
+        part, tiles = cotangent[block.images], (block.rows.start, 0, self.m)
+        seen = flat(part), (part.shape[1:], self._grid(problem, block), tiles)
         planes = flat(others), others.shape[1]
-        spread_out = partial(to_points, self.m, self.m, *seen, flat(tile), *planes)
+        spread_out = partial(to_points, self.m, *seen, flat(tile), *planes)
         by_tile = len(points), 1, 1, self._tiles(problem, block), -1
         of_x, of_y = (each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others))
         calls: list[Call] = [*self._to_points(problem, block, x, points, [tile]), spread_out]
@@ -234,14 +232,14 @@ def take_tile(x: Pointer, shape: Three, corner: Three, tile: Pointer, a: int) ->
             place += channels
 
 
-@jit(INTEGER, INTEGER, READ, MAPS, WRITTEN, WRITTEN, INTEGER)
-def to_points(a: int, step: int, x: Flat, maps: Maps, tile: Flat, points: Flat, plane: int) -> None:
+@jit(INTEGER, READ, MAPS, WRITTEN, WRITTEN, INTEGER)
+def to_points(a: int, x: Flat, maps: Maps, tile: Flat, points: Flat, plane: int) -> None:
     """Bᵀ · d · B: from (N, H, W, C), padded with 0, to a² planes (tiles, C), ``plane`` apart.
 
-    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. The next tile begins after
-    ``step`` pixels. ``tile`` holds a copy of a tile beyond the map.
+    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. ``tile`` holds a copy of a
+    tile beyond the map.
     """
-    shape, (images, rows, columns), (top, left) = maps
+    shape, (images, rows, columns), (top, left, step) = maps
     height, width, channels = shape
     pixels, copied, planes = pointer(x), pointer(tile), pointer(points)
     j = 0
@@ -255,7 +253,8 @@ def to_points(a: int, step: int, x: Flat, maps: Maps, tile: Flat, points: Flat, 
                     source, i, per_row = copied, 0, a * channels
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
-                    write_points(a, source, i + c, per_row, channels, planes, j + c, plane)
+                    seen = source, i + c, per_row, channels
+                    write_points(a, seen, (planes, j + c, plane))
                 j += channels
 
 

@@ -3,12 +3,11 @@
 It is not a matrix product, so windows are not copied to rows: a sum of products reads them as a
 view of the padded map.
 
-Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
+Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C). ``training`` has the gradients.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,10 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.im2row import Patches
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
-from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
 SUM_OF_TAPS = "nrchwl,hwl->nrcl"
-SUM_OF_WINDOWS = "nrchwl,nrcl->hwl"
 
 
 class Depthwise:
@@ -68,11 +65,6 @@ def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
     return groups == x[3] == out[3] > 1
 
 
-def sized_blocks(out: Shape, windows: Windows) -> list[Block]:
-    """Return the blocks of an output, each of about ``PRODUCTS``."""
-    return [*blocking(out, windows).blocks(out)]
-
-
 def blocking(out: Shape, windows: Windows) -> Blocking:
     """Return blocks of about ``PRODUCTS``; the result is independent of the blocks."""
     images, height, width, channels = out
@@ -83,68 +75,5 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
     )
 
 
-def correlations(
-    windows: Windows,
-    x: Array,
-    taps: Array,
-    out: Array,
-    pool: ThreadPool,
-    kernels: ModuleType | None,
-) -> list[Task]:
-    """Return tasks that convolve ``x`` into ``out``, any view, by compiled ``kernels`` or NumPy."""
-    blocks = sized_blocks(out.shape, windows)
-    if kernels:
-        calls = [
-            kernels.correlation(windows, x[block.images], block.rows.start, taps, _part(out, block))
-            for block in blocks
-        ]
-        return [[[call]] * pool.threads for call in calls]
-
-    patches = _patches(windows, x.shape, out.shape)
-
-    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        sum_of_taps = partial(np.einsum, SUM_OF_TAPS, windows.over(scratch[0]), taps)
-        return [
-            *patches.take(x, blocks[i], scratch[0]),
-            partial(sum_of_taps, out=_part(out, blocks[i])),
-        ]
-
-    shapes = [[patches.padded_shape(each)] for each in blocks]
-    return pool.tasks(shapes, x.dtype, block_calls)
-
-
-def gradient_task(
-    windows: Windows,
-    x: Array,
-    cotangent: Array,
-    blocks: Sequence[Block],
-    total: Array,
-    pool: ThreadPool,
-    kernels: ModuleType | None,
-) -> Task:
-    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
-    fill: Task = [[partial(total.fill, 0)]] * pool.threads
-    patches = _patches(windows, x.shape, cotangent.shape)
-
-    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, sums = scratch
-        part, gather = _part(cotangent, blocks[i]), patches.take(x, blocks[i], padded)
-        if kernels:
-            return [*gather, kernels.gradient(windows, padded, part, total)]
-        return [
-            *gather,
-            partial(np.einsum, SUM_OF_WINDOWS, windows.over(padded), part, out=sums),
-            partial(np.add, total, sums, total),
-        ]
-
-    shapes = [[patches.padded_shape(block), total.shape] for block in blocks]
-    by_block = pool.tasks(shapes, x.dtype, block_calls)
-    return one_task([fill, *by_block])
-
-
 def _patches(windows: Windows, x: Shape, result: Shape) -> Patches:
     return Patches(windows, x, (result[1], result[2]), x[3])
-
-
-def _part(array: Array, block: Block) -> Array:
-    return array[block.images, block.rows]

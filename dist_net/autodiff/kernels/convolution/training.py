@@ -6,8 +6,8 @@ in place. All arrays are C-contiguous. Maps are (N, H, W, C), filters (kh, kw, C
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from importlib import import_module
 from itertools import product
 from types import ModuleType
@@ -15,22 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.kernels.convolution.choice import Choice, choose
-from dist_net.autodiff.kernels.convolution.depthwise import (
-    correlations,
-    gradient_task,
-    is_depthwise,
-    sized_blocks,
-)
+from dist_net.autodiff.kernels.convolution.depthwise import SUM_OF_TAPS, blocking, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Patches, by_group
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
-from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
+from dist_net.autodiff.kernels.windows import Windows, phase_of
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
 MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
+SUM_OF_WINDOWS = "nrchwl,nrcl->hwl"  # of depthwise convolution
 
 
 class BlockTasks(NamedTuple):
@@ -45,11 +41,101 @@ class BlockTasks(NamedTuple):
         return in_order([*self.before, pool.call(self.tasks)])
 
 
+MultiplyBlock = Callable[[Block, Array, Array], Sequence[Call]]
+"""Maps a strip, its rows, and spare memory to the calls that multiply."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenMap:
+    """The windows of a map ``x``, one for each pixel of ``y``: the result, or its cotangent.
+
+    Its properties choose the algorithm; ``kernels`` are those of depthwise convolution, and
+    ``loops`` need no rows of windows. None: NumPy.
+    """
+
+    windows: Windows
+    groups: int
+    x: Array
+    y: Array
+    pool: ThreadPool
+
+    @cached_property
+    def patches(self) -> Patches:
+        return Patches(self.windows, self.x.shape, (self.y.shape[1], self.y.shape[2]), self.groups)
+
+    @property
+    def is_depthwise(self) -> bool:
+        return is_depthwise(self.x.shape, self.groups, self.y.shape)
+
+    @property
+    def _has_plain_floats(self) -> bool:
+        return self.x.dtype == np.float32 and self.windows.dilation == (1, 1)
+
+    @cached_property
+    def kernels(self) -> ModuleType | None:
+        kernels = compiled_loops("depthwise_loops") if self._has_plain_floats else None
+        return kernels if kernels and self.x.shape[3] >= kernels.LANES else None
+
+    @cached_property
+    def loops(self) -> ModuleType | None:
+        if not self._has_plain_floats or self.groups > 1 or self.windows.size == (1, 1):
+            return None  # pixels are rows anyway
+        loops = compiled_loops("direct_loops")
+        return loops if loops and self.y.shape[3] % loops.BLOCK == 0 else None
+
+    @property
+    def winograd(self) -> tuple[Problem, Choice] | None:
+        """The problem and the choice of F(2x2) by compiled loops; None if it is not chosen."""
+        if not (self.loops and self.y.flags.c_contiguous):
+            return None
+        shapes = self.x.shape, self.y.shape
+        problem = Problem(self.windows, 1, Epilogue(), *shapes, self.x.dtype)
+        # For one thread, so that the blocks and all bits are the same for any number.
+        choice = choose(problem, threads=1, compiled=True, gemm=self.pool.gemm, exact=True)
+        return (problem, choice) if isinstance(choice.algorithm, Winograd) else None
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks of ``y`` for depthwise convolution."""
+        return [*blocking(self.y.shape, self.windows).blocks(self.y.shape)]
+
+    def strips(self) -> list[Block]:
+        """Return strips of ``y``: some rows of one image, or all rows of several images."""
+        images, height, width, channels = self.y.shape
+        row_bytes = max(1, self.groups * self.patches.length, channels) * self.y.itemsize
+        pixels = max(MIN_PIXELS, STRIP_BYTES // row_bytes)
+        rows = max(1, min(height, pixels // width))
+        even_rows = -(-height // -(-height // rows))
+        strips = Blocking(max(1, pixels // (height * width)), even_rows, 1)
+        return [*strips.blocks((images, height, width, 1))]
+
+    def tasks(
+        self, strips: Sequence[Block], spare_sizes: Sequence[int], multiply: MultiplyBlock
+    ) -> list[Task]:
+        """Return a task per strip: write and multiply its rows, or by ``loops`` its padded map."""
+        sized = zip(strips, spare_sizes, strict=True)
+        shapes = [[*self.patches.shapes(strip), (size,)] for strip, size in sized]
+
+        def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+            padded, matrix, spare = scratch
+            if self.loops:
+                gather, rows = self.patches.take(self.x, strips[i], padded), padded
+            else:
+                gather, rows = self.patches.rows(self.x, strips[i], padded, matrix)
+            return [*gather, *multiply(strips[i], rows, spare)]
+
+        return self.pool.tasks(shapes, self.x.dtype, calls)
+
+    def lines(self, padded: Array) -> Array:
+        """Return the lines of all windows of a padded map, a view (N, H', W', kh, kw · C)."""
+        seen = self.windows.over(padded)
+        return seen.reshape(*seen.shape[:4], -1, copy=False)
+
+
 def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
     """Convolve ``x`` by ``filters``: return the tasks that fill ``out``, (N, H', W', O)."""
-    return _correlated(windows, groups, x, _grouped(filters, groups), out, pool)
+    return _correlated(SeenMap(windows, groups, x, out, pool), _grouped(filters, groups))
 
 
 def input_gradient(
@@ -78,9 +164,9 @@ def input_gradient(
                 (above, tall * (len(taps) - 1) - above),
                 (beside, wide * (taps.shape[1] - 1) - beside),
             )
-            seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
+            seen = Windows((len(taps), taps.shape[1]), (1, 1), sides, windows.dilation)
             turned = _grouped(taps[::-1, ::-1], groups).transpose(0, 1, 4, 3, 2)
-            of_phase = _correlated(seen, groups, cotangent, turned, pixels, pool)
+            of_phase = _correlated(SeenMap(seen, groups, cotangent, pixels, pool), turned)
             before += of_phase.before
             blocks += of_phase.blocks
             tasks += of_phase.tasks
@@ -95,38 +181,41 @@ def filter_gradient(
     It is the sum of each window times its cotangent. Each thread of the pool has fixed strips, so
     that every run adds in the same order and returns the same bits.
     """
+    seen = SeenMap(windows, groups, x, cotangent, pool)
     if out.size == 0:
         return partial(out.fill, 0)
-    by_winograd = _winograd(windows, groups, x, cotangent, pool)
-    if by_winograd:
-        return _gradient_by_winograd(*by_winograd, x, cotangent, out, pool)
-    depthwise = is_depthwise(x.shape, groups, cotangent.shape)
-    patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
-    strips = sized_blocks(cotangent.shape, windows) if depthwise else _strips(patches, cotangent)
-    loops = _direct_loops(windows, groups, x, out.shape[3])
-    kernels = _depthwise_loops(windows, x) if depthwise else None
-    if kernels and x.shape[3] % kernels.LANES:
-        kernels = None  # the last vector would overlap the one before, and count twice
+    if by_winograd := seen.winograd:
+        return _gradient_by_winograd(seen, *by_winograd, out)
+    if seen.is_depthwise:
+        return _sum_of_parts(seen.blocks(), partial(_depthwise_gradient, seen), out, pool)
+    add = _added_lines if seen.loops else _added_products
 
     def add_part(part: Sequence[Block], total: Array) -> Task:
-        if depthwise:
-            return gradient_task(windows, x, cotangent, part, total[:, :, 0], pool, kernels)
-
-        def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
-            of_strip = cotangent[strip.images, strip.rows]
-            if loops:
-                by_value = _lines(windows, rows).transpose(3, 4, 0, 1, 2)
-                lines = total.reshape(1, 1, len(total), -1, total.shape[3], copy=False)
-                return [loops.products(by_value[None, None], of_strip[None], lines, True)]
-            product = product.reshape(total.shape, copy=False)
-            factors = rows.transpose(0, 2, 1), by_group(of_strip, groups)
-            call = partial(np.matmul, *factors, by_group(product, groups))
-            return [call, partial(np.add, total, product, total)]
-
         sizes = [total.size] * len(part)
-        return one_task(_tasks(patches, x, part, sizes, multiply, pool, loops))
+        return one_task(seen.tasks(part, sizes, partial(add, seen, total)))
 
-    return _sum_of_parts(strips, add_part, out, pool)
+    return _sum_of_parts(seen.strips(), add_part, out, pool)
+
+
+def _added_lines(
+    seen: SeenMap, total: Array, strip: Block, padded: Array, _: Array
+) -> Sequence[Call]:
+    """Return the call that adds a strip's gradient to ``total`` by ``SeenMap.loops``."""
+    loops: Any = seen.loops
+    by_value = seen.lines(padded).transpose(3, 4, 0, 1, 2)
+    lines = total.reshape(1, 1, len(total), -1, total.shape[3], copy=False)
+    factors = by_value[None, None], seen.y[strip.images, strip.rows][None]
+    return [loops.products(*factors, lines, loops.ADDED)]
+
+
+def _added_products(
+    seen: SeenMap, total: Array, strip: Block, rows: Array, spare: Array
+) -> Sequence[Call]:
+    """Return the calls that add a strip's gradient to ``total`` by a matrix product."""
+    product, of_strip = spare.reshape(total.shape, copy=False), seen.y[strip.images, strip.rows]
+    factors = rows.transpose(0, 2, 1), by_group(of_strip, seen.groups)
+    call = partial(np.matmul, *factors, by_group(product, seen.groups))
+    return [call, partial(np.add, total, product, total)]
 
 
 def _sum_of_parts(
@@ -140,17 +229,6 @@ def _sum_of_parts(
     return in_order([*fill, pool.call(tasks), *(partial(np.add, out, n, out) for n in sums[1:])])
 
 
-def _strips(patches: Patches, result: Array) -> list[Block]:
-    """Return strips of the result: some rows of one image, or all rows of several images."""
-    images, height, width, channels = result.shape
-    row_bytes = max(1, patches.groups * patches.length, channels) * result.itemsize
-    pixels = max(MIN_PIXELS, STRIP_BYTES // row_bytes)
-    rows = max(1, min(height, pixels // width))
-    even_rows = -(-height // -(-height // rows))
-    blocking = Blocking(max(1, pixels // (height * width)), even_rows, 1)
-    return list(blocking.blocks((images, height, width, 1)))
-
-
 @cache
 def compiled_loops(name: str) -> ModuleType | None:
     """Return a module of ``kernels.compiled``; None without the extra ``fast``."""
@@ -158,26 +236,6 @@ def compiled_loops(name: str) -> ModuleType | None:
         return import_module(f"dist_net.autodiff.kernels.compiled.{name}")
     except ImportError:
         return None
-
-
-def _depthwise_loops(windows: Windows, x: Array) -> ModuleType | None:
-    """Return the compiled loops of depthwise convolution, if they support these arguments."""
-    if x.dtype != np.float32 or windows.dilation != (1, 1):
-        return None
-    loops = compiled_loops("depthwise_loops")
-    return loops if loops and x.shape[3] >= loops.LANES else None
-
-
-def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> ModuleType | None:
-    """Return compiled loops that need no rows of windows, if they apply; pixels are rows anyway."""
-    if x.dtype != np.float32 or groups > 1 or windows.dilation != (1, 1) or windows.size == (1, 1):
-        return None
-    loops = compiled_loops("direct_loops")
-    return loops if loops and filters % loops.BLOCK == 0 else None
-
-
-def _pair(shape: Shape) -> Pair:
-    return shape[0], shape[1]
 
 
 def _grouped(filters: Array, groups: int) -> Array:
@@ -194,116 +252,104 @@ def _contiguous(view: Array) -> tuple[list[Call], Array]:
     return [partial(np.copyto, copied, view)], copied
 
 
-def _lines(windows: Windows, padded: Array) -> Array:
-    """Return the lines of all windows of a padded map, a view (N, H', W', kh, kw · C)."""
-    seen = windows.over(padded)
-    return seen.reshape(*seen.shape[:4], -1, copy=False)
-
-
-MultiplyBlock = Callable[[Block, Array, Array], Sequence[Call]]
-"""Maps a strip, its rows, and spare memory to the calls that multiply."""
-
-
-def _tasks(
-    patches: Patches,
-    x: Array,
-    strips: Sequence[Block],
-    spare_sizes: Sequence[int],
-    multiply: MultiplyBlock,
-    pool: ThreadPool,
-    loops: ModuleType | None,
-) -> list[Task]:
-    """Return a task per strip: write and multiply its rows, or by ``loops`` its padded map."""
-    sized = zip(strips, spare_sizes, strict=True)
-    shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
-
-    def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, matrix, spare = scratch
-        if loops:
-            return [*patches.take(x, strips[i], padded), *multiply(strips[i], padded, spare)]
-        gather, rows = patches.rows(x, strips[i], padded, matrix)
-        return [*gather, *multiply(strips[i], rows, spare)]
-
-    return pool.tasks(shapes, x.dtype, calls)
-
-
-def _correlated(
-    windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
-) -> BlockTasks:
-    """Return tasks to fill ``out``, any view; filters (kh, kw, C / groups, groups, O / groups)."""
-    if is_depthwise(x.shape, groups, out.shape):
+def _correlated(seen: SeenMap, filters: Array) -> BlockTasks:
+    """Return tasks to fill ``y``, any view; filters (kh, kw, C / groups, groups, O / groups)."""
+    out = seen.y
+    if seen.is_depthwise:
         turn, taps = _contiguous(filters[:, :, 0, :, 0])
-        tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
-        return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
-    by_winograd = _winograd(windows, groups, x, out, pool)
-    if by_winograd:
-        return _by_winograd(*by_winograd, x, filters[:, :, :, 0], out, pool)
-    loops = _direct_loops(windows, groups, x, out.shape[3])
-    patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
+        return BlockTasks(turn, seen.blocks(), _depthwise(seen, taps))
+    if by_winograd := seen.winograd:
+        return _by_winograd(seen, *by_winograd, filters[:, :, :, 0])
+    loops = seen.loops
     turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
-    shape = (1, len(filters), 1, -1) if loops else (groups, patches.length)
-    matrix = taps.reshape(*shape, out.shape[3] // groups, copy=False)
+    shape = (1, len(filters), 1, -1) if loops else (seen.groups, seen.patches.length)
+    matrix = taps.reshape(*shape, out.shape[3] // seen.groups, copy=False)
 
     def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
         part = out[strip.images, strip.rows]
         if loops:
-            lines = _lines(windows, rows)[None, ..., None, :]
-            return [loops.products(lines, matrix, part[None])]
+            return [loops.products(seen.lines(rows)[None, ..., None, :], matrix, part[None])]
         target = part if part.flags.c_contiguous else product.reshape(part.shape, copy=False)
-        call = partial(np.matmul, rows, matrix, by_group(target, groups))
+        call = partial(np.matmul, rows, matrix, by_group(target, seen.groups))
         return [call] if target is part else [call, partial(np.copyto, part, target)]
 
-    strips = _strips(patches, out)
+    strips = seen.strips()
     sizes = [out[each.images, each.rows].size for each in strips]
-    return BlockTasks(turn, strips, _tasks(patches, x, strips, sizes, multiply, pool, loops))
+    return BlockTasks(turn, strips, seen.tasks(strips, sizes, multiply))
 
 
-def _winograd(
-    windows: Windows, groups: int, x: Array, out: Array, pool: ThreadPool
-) -> tuple[Problem, Choice] | None:
-    """Return the problem and the choice of F(2x2) by compiled loops; None if it is not chosen."""
-    if not (_direct_loops(windows, groups, x, out.shape[3]) and out.flags.c_contiguous):
-        return None
-    problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
-    # For one thread, so that the blocks and all bits are the same for any number.
-    choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
-    return (problem, choice) if isinstance(choice.algorithm, Winograd) else None
+def _depthwise(seen: SeenMap, taps: Array) -> list[Task]:
+    """Return the tasks that convolve by (kh, kw, C) taps, in compiled loops or NumPy."""
+    blocks, windows, patches = seen.blocks(), seen.windows, seen.patches
+    parts = [seen.y[block.images, block.rows] for block in blocks]
+    if seen.kernels:
+        calls = [
+            seen.kernels.correlation(windows, seen.x[block.images], block.rows.start, taps, part)
+            for block, part in zip(blocks, parts, strict=True)
+        ]
+        return [[[call]] * seen.pool.threads for call in calls]
+
+    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+        factors = windows.over(scratch[0]), taps
+        sum_of_taps = partial(np.einsum, SUM_OF_TAPS, *factors, out=parts[i])
+        return [*patches.take(seen.x, blocks[i], scratch[0]), sum_of_taps]
+
+    shapes = [[patches.padded_shape(each)] for each in blocks]
+    return seen.pool.tasks(shapes, seen.x.dtype, block_calls)
 
 
-def _by_winograd(
-    problem: Problem, choice: Choice, x: Array, filters: Array, out: Array, pool: ThreadPool
-) -> BlockTasks:
+def _depthwise_gradient(seen: SeenMap, blocks: Sequence[Block], out: Array) -> Task:
+    """Return the task that writes the sum of the blocks' gradients to ``out``, (kh, kw, 1, C)."""
+    total, patches = out[:, :, 0], seen.patches
+    # Loops whose last vector overlaps the one before would count it twice.
+    kernels = seen.kernels
+    if kernels and seen.x.shape[3] % kernels.LANES:
+        kernels = None
+
+    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+        padded, sums = scratch
+        part = seen.y[blocks[i].images, blocks[i].rows]
+        gather = patches.take(seen.x, blocks[i], padded)
+        if kernels:
+            return [*gather, kernels.gradient(seen.windows, padded, part, total)]
+        factors = seen.windows.over(padded), part
+        sum_of_windows = partial(np.einsum, SUM_OF_WINDOWS, *factors, out=sums)
+        return [*gather, sum_of_windows, partial(np.add, total, sums, total)]
+
+    shapes = [[patches.padded_shape(block), total.shape] for block in blocks]
+    return one_task(seen.pool.tasks(shapes, seen.x.dtype, block_calls))
+
+
+def _by_winograd(seen: SeenMap, problem: Problem, choice: Choice, filters: Array) -> BlockTasks:
     """Return the tasks of ``_correlated`` by Winograd's algorithm, for filters (3, 3, C, O)."""
     turn, contiguous = _contiguous(filters)
-    prepared = np.empty(choice.algorithm.prepared_shape(problem), x.dtype)
+    prepared = np.empty(choice.algorithm.prepared_shape(problem), problem.dtype)
 
     def prepare() -> None:
         np.copyto(prepared, choice.algorithm.prepare(problem, contiguous))
 
-    arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
-    tasks = choice.tasks(problem, arrays, pool)
+    arrays = Arrays(seen.x, prepared, np.zeros(problem.out[3], problem.dtype), None, seen.y)
+    tasks = choice.tasks(problem, arrays, seen.pool)
     return BlockTasks([*turn, prepare], choice.blocks(problem), tasks)
 
 
-def _gradient_by_winograd(
-    problem: Problem, choice: Choice, x: Array, cotangent: Array, out: Array, pool: ThreadPool
-) -> Call:
+def _gradient_by_winograd(seen: SeenMap, problem: Problem, choice: Choice, out: Array) -> Call:
     """Return the call of ``filter_gradient`` by Winograd's algorithm: 16 products instead of 36."""
     algorithm: Any = choice.algorithm  # a CompiledWinograd, whose module needs numba
-    loops: Any = compiled_loops("direct_loops")
+    loops: Any = seen.loops
     blocks = [*replace(choice.blocking, channels=out.shape[3]).blocks(problem.out, algorithm.m)]
     _, g, _ = transforms(algorithm.m)
-    to_filters = np.kron(g, g).T.astype(x.dtype)
-    points = np.empty((to_filters.shape[1], *out.shape[2:]), x.dtype)
+    to_filters = np.kron(g, g).T.astype(problem.dtype)
+    points = np.empty((to_filters.shape[1], *out.shape[2:]), problem.dtype)
 
     def add_part(part: Sequence[Block], total: Array) -> Task:
         def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-            transform, *both = algorithm.points_of_both(problem, part[i], x, cotangent, scratch)
-            return [*transform, loops.products(*both, total[:, None, None], True)]
+            transform, *both = algorithm.points_of_both(problem, part[i], seen.x, seen.y, scratch)
+            return [*transform, loops.products(*both, total[:, None, None], loops.ADDED)]
 
         shapes = [algorithm.shapes(problem, block) for block in part]
-        return one_task(pool.tasks(shapes, x.dtype, calls))
+        return one_task(seen.pool.tasks(shapes, problem.dtype, calls))
 
     rows = out.reshape(len(to_filters), -1, copy=False)
     into = partial(np.matmul, to_filters, points.reshape(len(points), -1, copy=False), rows)
-    return in_order([_sum_of_parts(blocks, add_part, points, pool), into])
+    return in_order([_sum_of_parts(blocks, add_part, points, seen.pool), into])

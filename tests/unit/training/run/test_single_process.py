@@ -206,7 +206,7 @@ def test_a_loss_needs_a_value_for_each_sample() -> None:
         with pytest.raises(ShapeError, match=naming("(N, 1)", "(N,)")):
             regression(loss).bind_evaluation(INPUTS, outputs, np.zeros(4, np.float32))
         with pytest.raises(ShapeError, match=naming("(N, 1)", "(N,)")):
-            regression(loss).compile_training(2, np.random.default_rng(), None, (1,), np.float32)
+            regression(loss).compile_training(2, np.random.default_rng(), None, (np.float32, (1,)))
     flat = regression(lambda x, y: mean(column(x, y), 1))
     assert dist_net.fit(flat, INPUTS, outputs, epochs=1)[0].loss > 0
 
