@@ -44,8 +44,7 @@ class TorchLite0:
         """Folds batch norm into the convolutions, for inference."""
         from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-        names = {lite0.pytorch_name(name) for name, _ in lite0.model().layout.shapes}
-        for name in names:
+        for name in [*self.tensors]:
             if name.endswith("running_mean"):
                 norm = name.removesuffix(".running_mean")
                 kernel = self.tensors[f"{convolution_before(norm)}.weight"]

