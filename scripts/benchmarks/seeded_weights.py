@@ -6,6 +6,7 @@ numbers grow, vanish or saturate agrees with anything, or with nothing.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from math import log, sqrt
 
@@ -77,7 +78,9 @@ def _draw(layer: PlacedLayer, generator: np.random.Generator, views: Views) -> N
 def _scale_kernel(layer: PlacedLayer, x: Array, views: Views) -> None:
     """Makes the mean square of what the kernel alone gives for ``x`` 1."""
     assert isinstance(layer.layer, Convolutional | Connected)
-    bare = replace(layer, layer=replace(layer.layer, batch_normalize=False, activation=linear))
+    plain = copy(layer.layer)
+    plain.batch_normalize, plain.activation = False, linear
+    bare = replace(layer, layer=plain)
     kernel = views[f"{layer.name}/kernel"]
     bias = np.zeros(layer.output_shape[3], np.float32)
     alone = {f"{layer.name}/kernel": kernel, f"{layer.name}/bias": bias}

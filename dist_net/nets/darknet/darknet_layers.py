@@ -5,10 +5,9 @@ options have Darknet's defaults. The formulas of activations follow the program'
 the program treats an unknown name as relu, this project rejects it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Self
 
 import numpy as np
 
@@ -77,7 +76,10 @@ class Stored:
 
 
 class DarknetLayer:
-    """A layer of a .cfg file; ``LAYERS`` creates it from its section and number."""
+    """A layer of a .cfg file, by its section and its number in the network."""
+
+    def __init__(self, section: Section, index: int) -> None:
+        pass
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         """Return the output for ``x``; ``earlier`` are all outputs so far. Raise ``ShapeError``."""
@@ -114,31 +116,18 @@ def _vectors(names: str, length: int) -> tuple[Stored, ...]:
     return tuple(Stored(name, (length,), (0,)) for name in names.split())
 
 
-@dataclass(frozen=True)
 class Convolutional(DarknetLayer):
     """``[convolutional]``: a convolution with batch norm or a bias."""
 
-    filters: int
-    size: int
-    stride: int
-    padding: int
-    groups: int
-    batch_normalize: bool
-    activation: Activation
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
-        size = section.integer("size", 1, 1)
+    def __init__(self, section: Section, index: int) -> None:
+        self.filters = section.integer("filters", 1, 1)
+        self.size = section.integer("size", 1, 1)
+        self.stride = section.integer("stride", 1, 1)
         padding = section.integer("padding", 0)
-        return cls(
-            filters=section.integer("filters", 1, 1),
-            size=size,
-            stride=section.integer("stride", 1, 1),
-            padding=size // 2 if section.flag("pad") else padding,
-            groups=section.integer("groups", 1, 1),
-            batch_normalize=section.flag("batch_normalize"),
-            activation=activation(section),
-        )
+        self.padding = self.size // 2 if section.flag("pad") else padding
+        self.groups = section.integer("groups", 1, 1)
+        self.batch_normalize = section.flag("batch_normalize")
+        self.activation = activation(section)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         kernel = self.filters, self.size, self.stride, self.padding, self.groups
@@ -153,18 +142,13 @@ class Convolutional(DarknetLayer):
         return *_vectors(vectors, self.filters), Stored("kernel", kernel, (2, 3, 1, 0))
 
 
-@dataclass(frozen=True)
 class Connected(DarknetLayer):
     """``[connected]``: the kernel is (H · W · C, outputs), in the order rows, columns, channels."""
 
-    output: int
-    batch_normalize: bool
-    activation: Activation
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
-        output = section.integer("output", 1, 1)
-        return cls(output, section.flag("batch_normalize"), activation(section))
+    def __init__(self, section: Section, index: int) -> None:
+        self.output = section.integer("output", 1, 1)
+        self.batch_normalize = section.flag("batch_normalize")
+        self.activation = activation(section)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         inputs = prod(x.shape[1:])
@@ -186,19 +170,13 @@ class Connected(DarknetLayer):
         return *_vectors("beta", self.output), kernel, *statistics
 
 
-@dataclass(frozen=True)
 class Maxpool(DarknetLayer):
     """``[maxpool]``: ``padding`` is the sum of opposite sides; the top gets the smaller half."""
 
-    size: int
-    stride: int
-    padding: int
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
-        stride = section.integer("stride", 1, 1)
-        size = section.integer("size", stride, 1)
-        return cls(size, stride, section.integer("padding", size - 1))
+    def __init__(self, section: Section, index: int) -> None:
+        self.stride = section.integer("stride", 1, 1)
+        self.size = section.integer("size", self.stride, 1)
+        self.padding = section.integer("padding", self.size - 1)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         sides = self._sides(x.shape[1]), self._sides(x.shape[2])
@@ -219,36 +197,27 @@ class Avgpool(DarknetLayer):
         return ad.mean(x, (1, 2), keepdims=True)
 
 
-@dataclass(frozen=True)
 class Dropout(DarknetLayer):
     """``[dropout]``: the layer ``dist_net.nn.layers.Dropout``."""
 
-    probability: float
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
+    def __init__(self, section: Section, index: int) -> None:
         probability = section.number("probability", 0.5, 0)
         if probability >= 1:
             raise section.error(f"probability={probability}: expected less than 1", "probability")
-        return cls(probability)
+        self.layer = nn.Dropout(probability)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        return nn.Dropout(self.probability)(x, scope)
+        return self.layer(x, scope)
 
 
-@dataclass(frozen=True)
 class Softmax(DarknetLayer):
     """``[softmax]``: a softmax of each of ``groups`` equal parts of the inputs."""
 
-    groups: int
-    temperature: float
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
-        temperature = section.number("temperature", 1, 0)
-        if temperature == 0:
+    def __init__(self, section: Section, index: int) -> None:
+        self.temperature = section.number("temperature", 1, 0)
+        if self.temperature == 0:
             raise section.error("temperature=0: expected a number above 0", "temperature")
-        return cls(section.integer("groups", 1, 1), temperature)
+        self.groups = section.integer("groups", 1, 1)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         n, outputs = x.shape[0], prod(x.shape[1:])
@@ -263,22 +232,16 @@ class Softmax(DarknetLayer):
         return flat if self.temperature == 1 else flat * (1 / self.temperature)
 
 
-@dataclass(frozen=True)
 class Crop(DarknetLayer):
     """``[crop]``: the centre of an image; ``spreads`` maps 0..1 to -1..1.
 
     In training, the Darknet program crops and mirrors at random; with us, the dataset must do that.
     """
 
-    height: int
-    width: int
-    spreads: bool
-
-    @classmethod
-    def from_section(cls, section: Section) -> Self:
-        height = section.integer("crop_height", 1, 1)
-        width = section.integer("crop_width", 1, 1)
-        return cls(height, width, not section.flag("noadjust"))
+    def __init__(self, section: Section, index: int) -> None:
+        self.height = section.integer("crop_height", 1, 1)
+        self.width = section.integer("crop_width", 1, 1)
+        self.spreads = not section.flag("noadjust")
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         _, height, width, _ = x.shape
@@ -310,28 +273,21 @@ def _absolute(section: Section, option: str, value: int, index: int) -> int:
     return found
 
 
-@dataclass(frozen=True)
 class Route(DarknetLayer):
     """``[route]``: the concatenated channels of earlier layers."""
 
-    layers: tuple[int, ...]
-
-    @classmethod
-    def from_section(cls, section: Section, index: int) -> Self:
+    def __init__(self, section: Section, index: int) -> None:
         values = section.integers("layers")
-        return cls(tuple(_absolute(section, "layers", value, index) for value in values))
+        self.layers = [_absolute(section, "layers", value, index) for value in values]
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         maps = [earlier[layer] for layer in self.layers]
         if len({each.shape[:3] for each in maps}) > 1:
             sizes = ", ".join(f"{each.shape[1]} x {each.shape[2]}" for each in maps)
-            raise ShapeError(
-                f"the maps of layers {list(self.layers)} are {sizes}: expected equal sizes"
-            )
+            raise ShapeError(f"the maps of layers {self.layers} are {sizes}: expected equal sizes")
         return maps[0] if len(maps) == 1 else ad.concatenate(maps, 3)
 
 
-@dataclass(frozen=True)
 class Shortcut(DarknetLayer):
     """``[shortcut]``: activation(alpha · x + beta · the output of layer ``origin``).
 
@@ -339,18 +295,12 @@ class Shortcut(DarknetLayer):
     a larger map, and adds a smaller map to every nth pixel. The rest of x is unchanged.
     """
 
-    origin: int
-    alpha: float
-    beta: float
-    activation: Activation
-
-    @classmethod
-    def from_section(cls, section: Section, index: int) -> Self:
+    def __init__(self, section: Section, index: int) -> None:
         if "from" not in section.options:
             raise section.error("lacks the option from; expected the number of the layer to add")
-        origin = _absolute(section, "from", section.integers("from")[0], index)
-        factors = section.number("alpha", 1.0), section.number("beta", 1.0)
-        return cls(origin, *factors, activation(section, "linear"))
+        self.origin = _absolute(section, "from", section.integers("from")[0], index)
+        self.alpha, self.beta = section.number("alpha", 1.0), section.number("beta", 1.0)
+        self.activation = activation(section, "linear")
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         added = earlier[self.origin]
@@ -387,16 +337,9 @@ def _scale(added: int, length: int) -> tuple[int, int]:
     return max(added // length, 1), max(length // added, 1)
 
 
-LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
-    "avgpool": lambda *_: Avgpool(),
-    "connected": lambda section, _: Connected.from_section(section),
-    "convolutional": lambda section, _: Convolutional.from_section(section),
-    "cost": lambda *_: Cost(),
-    "crop": lambda section, _: Crop.from_section(section),
-    "dropout": lambda section, _: Dropout.from_section(section),
-    "maxpool": lambda section, _: Maxpool.from_section(section),
-    "route": Route.from_section,
-    "shortcut": Shortcut.from_section,
-    "softmax": lambda section, _: Softmax.from_section(section),
+LAYERS: dict[str, type[DarknetLayer]] = {
+    **{"avgpool": Avgpool, "connected": Connected, "convolutional": Convolutional, "cost": Cost},
+    **{"crop": Crop, "dropout": Dropout, "maxpool": Maxpool, "route": Route},
+    **{"shortcut": Shortcut, "softmax": Softmax},
 }
-"""Creates each kind of layer from its section and its number in the network."""
+"""The layer of each kind of section."""
