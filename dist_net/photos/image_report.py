@@ -66,15 +66,10 @@ def train_and_report(
                 precision=options.precision,
             )
         samples = len(images.rows(TRAIN))
-        content = report_content(
-            _about(options, trained),
-            recipe.class_names,
-            judged,
-            tested,
-            calibration,
-            left_out,
-            [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
-        )
+        content = _about(options, trained)
+        content |= report_content(recipe.class_names, judged, tested, calibration, left_out)
+        metrics = directory.read_metrics()
+        content["curves"] = [{**each, "epoch": each["samples"] / samples} for each in metrics]
         write_model(directory, options, trained)
         thumbnails = _thumbnails(images, content)
         if recipe.base.kind == "small" or trained.tuning or options.views > 1:

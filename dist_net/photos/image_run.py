@@ -32,12 +32,13 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.ground.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.ground.vector import Vector
 from dist_net.images.labels import Calibration
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import ImageManifest
-from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
+from dist_net.nets.recipes.recipe import RecipeRecord
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called, joined_weights
 from dist_net.photos.fine_tuning import (
@@ -63,7 +64,6 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.periodic_evaluation import Judge
 from dist_net.training.run.training_progress import TrainingProgress
@@ -417,13 +417,11 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
     the validation split: evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
     validation split: without test/, its answers out of fold are written too.
     """
-    calibration = trained.judged.calibrate(options.precision)
-    loaded = trained.recipe.loaded()
-    training = options.of_training().on(loaded, loaded.recipe.load_dataset())
-    settings = training.settings(loaded)
-    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
-    settings = replace(settings, recipe_record=settings.recipe_record | of_model)
-    model = model_only(settings, trained.weights)
+    calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
+    of_model = recipe.class_names, recipe.base.fitting, recipe.to_json(), asdict(calibration)
+    record = RecipeRecord({}, *of_model).to_json()
+    shapes = recipe.model.layout.shapes
+    model = Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
     images, about = _held_out(trained, calibration)
     with (
         directory.replacing(directory.held_out.with_suffix(".json")) as json_file,
@@ -432,7 +430,6 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
         json_file.write_text(json.dumps(about), encoding="utf-8")
         with images_file.open("wb") as opened:
             np.save(opened, images)
-        directory.begin(training.to_json(), loaded.files)
         write_checkpoint(directory.best, model)
 
 

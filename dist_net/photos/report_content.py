@@ -1,7 +1,7 @@
 """Compute the content of a run's report as a JSON object, without drawing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,15 +27,13 @@ MIN_CALIBRATION_IMAGES = 300
 
 
 def report_content(
-    run: Mapping[str, Any],
     class_names: Sequence[str],
     judged: JudgedImages,
     tested: JudgedImages | None,
     calibration: Calibration,
     left_out: Sequence[LeftOutClass],
-    curves: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the report of a run as a JSON object; ``run`` holds its name and description.
+    """Return what was measured of a run as a JSON object.
 
     ``judged``: images to calibrate on. ``tested``, of test/, replaces them for accuracy and tables.
     """
@@ -48,7 +46,6 @@ def report_content(
     if tested is not None:
         measured.append(_figures(tested, calibration, "in test/"))
     return {
-        **run,
         "judged_on": measured[-1]["data"],
         "accuracy": measured[-1]["accuracy"],
         "loss": measured[-1]["loss"],
@@ -68,7 +65,6 @@ def report_content(
         "left_out": [asdict(each) for each in left_out],
         "mistakes": mistakes(main, probabilities, class_names),
         "doubtful": [] if folds is None else doubtful(judged, calibration, class_names),
-        "curves": [*curves],
     }
 
 

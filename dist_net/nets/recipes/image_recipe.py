@@ -213,7 +213,7 @@ class ImageRecipe:
 
     @cached_property
     def model(self) -> nn.Model:
-        return self.loaded().recipe.model
+        return nn.Model(self.network, self.base.input_shape)
 
     def as_net(self) -> Self:
         """Return a copy without augmentation and data, for a network that is not trained."""

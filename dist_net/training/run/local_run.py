@@ -113,7 +113,8 @@ class LocalRunSettings:
         keys = ServerKeys.admitting_no_peer() if listening.needs_keys else None
         if listening.keys is not None:
             keys = load_server_keys(listening.keys)
-        ServerSocket(listening.listen, keys).close()
+        if listening.listen:
+            ServerSocket(listening.listen, keys).close()  # raises unless it can be bound
         return local
 
     @classmethod

@@ -21,7 +21,8 @@ def test_figures_are_in_view_on_a_phone(browser: Any, tmp_path: Path, scheme: st
     judged = JudgedImages([str(each) for each in targets], targets, logits, np.arange(400), 10)
     run = {"name": "pets", "description": "", "fine_tuning": "", "skipped": 0}
     run |= {"images": {"train": 300, "validation": 100, "test": 0}}
-    content = report_content(run, CLASSES, judged, None, judged.calibrate(0.95), [], [])
+    content = report_content(CLASSES, judged, None, judged.calibrate(0.95), [])
+    content |= run | {"curves": []}
     file = tmp_path / "report.html"
     file.write_text(report_page(content, {}), encoding="utf-8")
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)

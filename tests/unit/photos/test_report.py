@@ -60,9 +60,9 @@ def content(**changes):
         "tested": None,
         "calibration": Calibration(1.0, 0.7, 0.75),
         "left_out": [LeftOutClass("cat", 10, 40, 0.6, 0.1)],
-        "curves": CURVES,
     } | changes
-    return report_content(RUN, NAMES, **given)
+    curves = given.pop("curves", CURVES)
+    return RUN | report_content(NAMES, **given) | {"curves": curves}
 
 
 def test_accuracy_matrix_and_classes_are_counted():
