@@ -246,12 +246,13 @@ class Gateway:
         """Send a piece of a version's arrays: shorter at the file's end, empty without a file."""
         model, version, offset, size = request
         piece = ArraysPiece(model, version, offset, 0, ())
-        description = self.pool.catalogue.description(model, version)
-        if description is not None and 0 < size <= LARGEST_PIECE:
+        known = self.pool.catalogue.models.get(model)
+        found = known.versions.get(version) if known is not None else None
+        if found is not None and 0 < size <= LARGEST_PIECE:
             try:
-                with Path(description.arrays_path).open("rb") as file:
+                with Path(found.description.arrays_path).open("rb") as file:
                     payloads = (os.pread(file.fileno(), size, offset),)
-                piece = piece._replace(total=description.arrays_bytes, payloads=payloads)
+                piece = piece._replace(total=found.description.arrays_bytes, payloads=payloads)
             except FileNotFoundError:
                 # This host's workers also request pieces once they cannot map the file.
                 self.pool.catalogue.prepare_again(model)

@@ -23,7 +23,13 @@ from dist_net.errors import (
     RequestTooLargeError,
 )
 from dist_net.ground.spelling import suggestion
-from dist_net.serving.gateway.client_ledger import ClientLedger, LoopShare, OpenRequest, Value
+from dist_net.serving.gateway.client_ledger import (
+    ClientLedger,
+    ClientShare,
+    LoopShare,
+    OpenRequest,
+    Value,
+)
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.http_connection import HttpConnection
 from dist_net.serving.http.replies import (
@@ -33,7 +39,7 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
-from dist_net.serving.http.settings import Credential, HttpSettings
+from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.wire.security import OPERATOR
@@ -81,19 +87,18 @@ class Guard:
         elif scope["path"].startswith(_HEALTH):  # a supervisor's, who would restart the process
             await self.application(scope, receive, send)
         else:
-            await self._counted(scope, receive, send, credential)
+            await self._counted(scope, receive, send, credential.share(self.ledger))
         if self.settings.access_log:
             what = "request id=%s client=%r code=%s seconds=%.4f request=%r"
-            name = credential.name if credential else ""
             request = f"{scope['method']} {scope['path'][:200]}"
             code, took_s = state.get("code"), time.monotonic() - began_s
-            logger.info(what, request_id, name, code, took_s, request)
+            logger.info(what, request_id, credential.name, code, took_s, request)
 
     async def _counted(
-        self, scope: Scope, receive: Receive, send: Send, credential: Credential
+        self, scope: Scope, receive: Receive, send: Send, share: ClientShare
     ) -> None:
         """Pass a request on within its client's limits; hold its bytes until the answer is read."""
-        state, share = scope["state"], credential.share(self.ledger)
+        state = scope["state"]
         connection: HttpConnection | None = state.get("connection")
         if connection is not None:
             connection.belong_to(share)
@@ -114,8 +119,22 @@ class Guard:
         names, path = [name for name, _ in scope["headers"]], scope["path"]
         if repeated := [name.decode() for name in _UNIQUE if names.count(name) > 1]:
             return 400, f"the header {repeated[0]} is repeated; expected it once"
-        if self.settings.tokens is None and (reason := self._foreign(headers)):
-            return 403, reason
+        if self.settings.tokens is None:  # a token proves that no other site's page sends it
+            origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+            # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but browsers may omit it.
+            is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
+            if origin is not None and not is_same_origin and origin.partition(b"://")[2] != host:
+                return 403, (
+                    "the request comes from a page of another site; expected a page of this "
+                    "server, or a token"
+                )
+            if not (self.settings.has_tls or _is_this_host(host.decode("latin-1"))):
+                # DNS rebinding: if another site's name resolves to this host, the browser treats
+                # its pages as pages of this server.
+                return 403, (
+                    "the header Host is not an IP address or localhost; expected one of these; to "
+                    "serve under another name, use a token or TLS"
+                )
         if path in self.open_paths:
             return None
         if not role:
@@ -128,25 +147,6 @@ class Guard:
                 f"'operator TOKEN' in the server's --token-file)"
             )
         return None
-
-    def _foreign(self, headers: HeaderValues) -> str:
-        """Return why a request may be of another site's page in a browser, which has no token."""
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
-        is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
-        if origin is not None and not is_same_origin and origin.partition(b"://")[2] != host:
-            return (
-                "the request comes from a page of another site; expected a page of this server, "
-                "or a token"
-            )
-        if not (self.settings.has_tls or _is_this_host(host.decode("latin-1"))):
-            # DNS rebinding: if another site's name resolves to this host, the browser treats its
-            # pages as pages of this server.
-            return (
-                "the header Host is not an IP address or localhost; expected one of these; to "
-                "serve under another name, use a token or TLS"
-            )
-        return ""
 
 
 @lru_cache(maxsize=64)
@@ -311,17 +311,19 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
     """Return the newest description, or a version's. Raise ModelNotServedError; ``not_ready``."""
-    if version is None and (description := gateway.description(name)) is not None:
-        return description
-    served = served_model(gateway, name)
+    description = gateway.description(name, version)
+    if description is None:
+        raise _not_served(served_model(gateway, name), version)
+    return description
+
+
+def _not_served(served: ServedModel, version: int | None) -> DistNetError:
     if version is None or not served.versions:
-        raise not_ready(served)
-    if version not in served.versions:
-        raise ModelNotServedError(
-            f"{name} has no version {version}; expected one of "
-            f"{', '.join(map(str, served.versions)) or 'none'}"
-        )
-    return served.versions[version]
+        return not_ready(served)
+    return ModelNotServedError(
+        f"{served.name} has no version {version}; expected one of "
+        f"{', '.join(map(str, served.versions))}"
+    )
 
 
 def not_ready(served: ServedModel) -> DistNetError:

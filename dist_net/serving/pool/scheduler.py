@@ -133,13 +133,8 @@ class Scheduler:
         wrong = _mismatch(request, description, self._settings.max_batch_size)
         if wrong is not None:
             return Result(Status.BAD_INPUT, description.version, reason=wrong)
-        refusal = self._requests.quarantine.refusal(request, description.version, now)
-        return refusal or self._no_room(request, model, now)
-
-    def _no_room(
-        self, request: InferenceRequest, model: ModelVersions, now: float
-    ) -> Result | None:
-        """Refuse a request if its client's queue is full or too slow."""
+        if refusal := self._requests.quarantine.refusal(request, description.version, now):
+            return refusal
         settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
         queued = len(queue.requests)
         if queued >= settings.queue_requests:
@@ -215,7 +210,7 @@ class Scheduler:
                 row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
                 terms = BatchTerms(version, max_rows, row_s, lends)
                 batch = self._requests.take(request, queues, terms, now)
-                return worker, self._start(worker, version, batch, is_long, now)
+                return worker, self._run(worker, version, batch, is_long, now)
         return None
 
     def returned(self, worker: Worker, batch: RunningBatch, done: BatchDone, now: float) -> None:
@@ -265,7 +260,7 @@ class Scheduler:
                 probe = InferenceRequest(name, description.probe, admitted_s=now)
                 probe.size = size_of(probe)
                 if self._requests.quarantine.refusal(probe, number, now) is None:
-                    yield worker, self._run(worker, number, [probe], now)
+                    yield worker, self._run(worker, number, [probe], False, now)
 
     def can_answer(self, model: ModelVersions, now: float) -> bool:
         """Return whether a live worker has answered for a model, and would do so again."""
@@ -277,15 +272,12 @@ class Scheduler:
 
     def _by_turn(self, model: str) -> list[ClientQueue]:
         """Return waiting clients: those of lost workers, then by turn, then by request."""
-        turns, queues = self._client_turns[model], self._requests.waiting[model].values()
-        return sorted(
-            queues,
-            key=lambda each: (
-                not each.oldest.runs_alone,
-                turns.of(each.client),
-                each.oldest.admitted_s,
-            ),
-        )
+        turns = self._client_turns[model]
+
+        def rank(each: ClientQueue) -> tuple[bool, float, float]:
+            return not each.oldest.runs_alone, turns.of(each.client), each.oldest.admitted_s
+
+        return sorted(self._requests.waiting[model].values(), key=rank)
 
     def _choose(
         self, request: InferenceRequest, is_short: bool, free: list[Worker]
@@ -331,7 +323,7 @@ class Scheduler:
             and self._requests.has_other_clients(queue, now - REMEMBERED_S)
         )
 
-    def _start(
+    def _run(
         self,
         worker: Worker,
         version: int,
@@ -341,23 +333,8 @@ class Scheduler:
     ) -> RunningBatch:
         """Run a batch; the turn of its model and clients begins if it was not only lent."""
         name = requests[0].model
-        batch = self._run(worker, version, requests, now)
-        queues = {self._requests.queue_of(name, request.client) for request in requests}
-        is_known = all(now >= queue.apart_until_s for queue in queues)
-        batch.is_short = is_known and 0 < batch.expected_s < SHORT_BATCH_S
-        batch.is_long = is_long
-        if self._workers.is_trusted(worker):
-            self._model_turns.begin(name)
-            self._model_turns.charge(name, MIN_CHARGE_S)
-            self._client_turns[name].begin(batch.client)
-            for request in requests:
-                self._client_turns[name].charge(request.client, MIN_CHARGE_S)
-        return batch
-
-    def _run(
-        self, worker: Worker, version: int, requests: list[InferenceRequest], now: float
-    ) -> RunningBatch:
-        name = requests[0].model
+        queues = [self._requests.queue_of(name, request.client) for request in requests]
+        costs_s = map(lambda queue, each: queue.costs.of(each), queues, requests)
         batch = RunningBatch(
             self._next_batch_id,
             self._models[name].versions[version].description,
@@ -365,10 +342,19 @@ class Scheduler:
             requests,
             sum(request.rows for request in requests),
             now,
-            sum(self._requests.queue_of(name, each.client).costs.of(each) for each in requests),
+            expected_s=sum(costs_s),
+            is_long=is_long,
         )
+        is_known = all(now >= queue.apart_until_s for queue in queues)
+        batch.is_short = is_known and 0 < batch.expected_s < SHORT_BATCH_S
         self._next_batch_id += 1
         worker.running[batch.batch_id] = batch
+        if self._workers.is_trusted(worker) and not batch.is_probe:
+            self._model_turns.begin(name)
+            self._model_turns.charge(name, MIN_CHARGE_S)
+            self._client_turns[name].begin(batch.client)
+            for request in requests:
+                self._client_turns[name].charge(request.client, MIN_CHARGE_S)
         return batch
 
 

@@ -123,8 +123,10 @@ class ModelVersions:
         return ServedModel(self.name, description, versions, *state)
 
     def description(self, number: int | None) -> ModelDescription | None:
-        """Return the description of a version, by default the newest; None if it is not served."""
-        one = self.newest if number is None else self.versions.get(number)
+        """Return the description of a served version, by default the newest, or None."""
+        if number is not None and not self.may_name(number):
+            return None
+        one = self.newest if number is None else self.versions[number]
         return None if one is None else one.description
 
     def may_name(self, number: int) -> bool:
