@@ -71,7 +71,7 @@ class Augmentation:
         rows = (cosine * along_y + sine * along_x >> 17) + middle_y
         columns = (cosine * along_x - sine * along_y >> 17) + middle_x
         # The channels of a pixel share one integer, so that each operation mixes them together. A
-        # row and a column of zeros follow the last ones, with a share of 0.
+        # row and a column of zeros follow the image, with a share of 0.
         lanes = np.zeros((height + 1, width + 1, 4), np.uint16)
         lanes[:-1, :-1, :channels] = image
         pixels = lanes.view(np.uint64).ravel()

@@ -42,7 +42,7 @@ _BYTES_PER_PIXEL_OF = {"WEBP": 24, "AVIF": 24}  # of these an image may have few
 # Pillow reads more formats, but some start programs (EPS), others have no signature (TGA), and
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
 BOUNDED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM")
-"""Formats whose decoders allocate no more than the size in the header requires."""
+"""Formats with decoders that allocate no more than the size in the header requires."""
 ISO_FORMATS = ("AVIF", "HEIF")
 """Formats in ISO media files, where Pillow, or a plugin that is registered, reads them.
 
@@ -69,7 +69,7 @@ MAX_READS = 1 << 17
 """The maximum number of reads from a file: 100 times as many as any common image needs."""
 
 MAX_SCANS = 64
-"""Scans of a JPEG with the maximum number of pixels, five times the usual; smaller ones may have
+"""Scans of a JPEG with the maximum number of pixels, five times the usual; smaller images may have
 proportionally more."""
 MAX_PROFILES = 16
 """Colour profiles in a PNG; one is usual, and each is decompressed to up to 1 MiB."""
@@ -186,7 +186,7 @@ def iso_formats() -> tuple[str, ...]:
 
 
 def _require_modest_header(file: BinaryIO, max_pixels: int) -> None:
-    """Refuse files that keep Pillow busy for minutes, or whose parts are larger than the image."""
+    """Refuse files that keep Pillow busy for minutes, or with parts larger than the image."""
     file.seek(0)
     magic = file.read(4)
     if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take quadratic time

@@ -1,4 +1,4 @@
-"""Images made to fit the inputs of a net: by Darknet's letterbox, or as a recipe says."""
+"""Fit images to the inputs of a net: by Darknet's letterbox, or by the fitting of a recipe."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ Indices = NDArray[np.intp]
 
 
 class ImageModel(Protocol):
-    """A model whose inputs may be images: ``nn.Model``, or a foreign model."""
+    """A model that may take images: ``nn.Model``, or a foreign model."""
 
     @property
     def input_shape(self) -> tuple[int, ...]: ...
@@ -27,9 +27,9 @@ class ImageModel(Protocol):
 def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     """Return the whole image, centred on grey: (height, width, C) float32 from 0 to 1.
 
-    The image keeps its proportions and touches two sides; the rest is 0.5. The result equals that
-    of Darknet's ``classifier predict`` bit for bit; see ``resize``. Raise ImageError for an image
-    so narrow that it would shrink to nothing.
+    The image keeps its proportions and touches two sides; the rest is 0.5. Darknet's ``classifier
+    predict`` computes the same bits; see ``resize``. Raise ImageError for an image so narrow that
+    it would shrink to nothing.
     """
     down, across, channels = pixels.shape
     # As in C: the ratios are float32, and integer division rounds down.
@@ -59,7 +59,7 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     """
     left, right, along_x = _samples(pixels.shape[1], width)
     above, below, along_y = _samples(len(pixels), height)
-    # The last column lies on the last pixel, whatever the rounding.
+    # The last column is the last pixel, in spite of rounding.
     left[-1], along_x[-1] = pixels.shape[1] - 1, 0
     # Rows stay flat: with an axis of three channels, the inner loops take twice as long.
     channels = pixels.shape[2]
@@ -168,7 +168,7 @@ FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet
 
 
 def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
-    """Return the fitting ``name``; raise SettingError if there is none."""
+    """Return the fitting ``name``. Raise SettingError for an unknown name."""
     if name not in FITTINGS:
         raise SettingError(f"fitting={name!r}: expected one of {', '.join(FITTINGS)}")
     return FITTINGS[name]
@@ -182,7 +182,7 @@ def is_image_shape(shape: tuple[int, ...]) -> bool:
 def _require_image_shape(shape: tuple[int, ...]) -> None:
     if not is_image_shape(shape):
         raise ShapeError(
-            f"a net whose inputs have shape {shape} takes no images; expected (H, W), "
+            f"a net with inputs of shape {shape} takes no images; expected (H, W), "
             f"(H, W, 1) or (H, W, 3)"
         )
 

@@ -12,7 +12,7 @@ from dist_net.errors import ModelFileError, SettingError
 
 
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
-    """Return a file's lines but empty last ones, names of ``classes``. Raise ModelFileError."""
+    """Return a file's names of ``classes``, one per line. Raise ModelFileError."""
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:
@@ -33,7 +33,7 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
 
 
 def require_labels(labels: Sequence[str], classes: int) -> None:
-    """Raise ModelFileError unless there is one label per class, of Unicode's characters."""
+    """Raise ModelFileError unless each class has one label of Unicode's characters."""
     if any(0xD800 <= ord(each) < 0xE000 for each in "".join(labels)):
         raise ModelFileError("a label has half a surrogate pair; expected Unicode text")
     if len(labels) != classes:

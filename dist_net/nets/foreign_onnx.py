@@ -40,7 +40,7 @@ MAX_REASON = 500  # characters of an error of ONNX Runtime
 class ForeignModel:
     """The inputs and outputs of an ONNX file. With ``is_batched`` it computes rows, each by itself.
 
-    With ``rows_alone`` each row is a run of its own, because rows of a batch would influence each
+    With ``rows_alone`` each row is computed alone, because rows of a batch would influence each
     other. The properties match ``nn.Model`` for a model with one input and one output.
     """
 

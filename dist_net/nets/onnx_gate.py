@@ -77,9 +77,9 @@ def accept(
     """Return the model in an ONNX file; ``labels`` and ``pixels`` replace its metadata.
 
     A model with labels is a classifier: only its output of that many numbers is kept, as FP32
-    probabilities. Its image input, and that of a base, is replaced by pixels, ``(N, H, W, C)``
-    uint8. Raise ForeignModelError, ModelFileError for ``labels``, SettingError for an unknown
-    fitting, and MissingExtraError without the extra.
+    probabilities. Its image input, and the image input of a base, is replaced by pixels, ``(N, H,
+    W, C)`` uint8. Raise ForeignModelError, ModelFileError for ``labels``, SettingError for an
+    unknown fitting, and MissingExtraError without the extra.
     """
     with translating(ForeignModelError, f"{path} cannot be used"):
         proto = _read(path)
@@ -358,7 +358,7 @@ def are_rows_independent(session: OnnxSession) -> bool:
     Beside other rows they are equal bit for bit, as the same numbers are added in the same order;
     hostile neighbours would change the scale of a file that quantises a batch. Elsewhere or alone
     they may be rounded otherwise: by 0.005 in the model of the package ``magika``. Return False if
-    the model refuses rows of the trial, too: what was not tried is not proven.
+    the model refuses rows of the trial, too: a property that was not tried is not proven.
     """
     rows = random_rows(session.model.inputs)
     try:
@@ -389,7 +389,7 @@ def _is_equal_beside(session: OnnxSession, rows: Tensors) -> bool:
 
     Of an input with a limit, such as ids, each row is filled with another of the highest numbers,
     and stays in turn: the row with the extremes of the batch is replaced in two trials of three.
-    Other integers are ones, because a mask or a length of 0 would hide the rest of its row.
+    Other integers are 1, because a mask or a length of 0 would hide the rest of its row.
     """
     pairs = [
         {name: np.stack([_accepted(session, rows, name, n) for n in pair]) for name in rows}

@@ -112,7 +112,7 @@ class ModelReader:
         if found.version is not None:
             version = found.version
         if isinstance(self.source, RunFiles):
-            # A net whose plan needs too much must not reach a worker.
+            # A net with a plan that needs too much memory must not reach a worker.
             inputs, outputs = found.specs
             zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
             session = open_session(found.model, found.prepared, batch_size=1, compiled=False)

@@ -276,8 +276,8 @@ class Client(AbstractContextManager["Client"]):
         """Send a request to a model; wait only while ``MAX_OPEN`` requests are open.
 
         ``inputs``: (rows, *shape), or one row without the first axis; copied, and converted to the
-        version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and so are
-        those of a model that does not compute rows. ``version`` None selects the newest. Raise
+        version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and also the
+        inputs of a model that does not compute rows. ``version`` None selects the newest. Raise
         ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
         exchange = self._exchange(timeout_s)

@@ -1,9 +1,9 @@
-"""What each client holds of the gateway, the one place of the limits per client.
+"""The limits of each client: memory, requests in flight, and time of the gateway's event loop.
 
-The ledger counts the bytes of requests and answers until they are read, and requests in flight. The
-event loop's time is shared in turns: the work for a client comes in short jobs, such as to parse a
-piece of its data, to start a request, or a slice of a long computation. After ``TURN_S`` of jobs,
-the loop hears workers and other clients: no client waits for more than that and the last job.
+The ledger counts the bytes of requests and answers until they are read, and requests in flight.
+Clients take turns on the event loop. A job is short: it parses a piece of data, starts a request,
+or runs a slice of a long computation. After ``TURN_S`` of jobs, the loop handles workers and other
+clients, which wait for that and the last job at most.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ _ended_s = attrgetter("ended_s")
 class LoopShare:
     """A client's share of the loop's time, or a connection's share of its client's (``whole``).
 
-    ``ended_s`` is the virtual time when its last job ended, ``now_s`` that of its own parts.
+    ``ended_s`` is the virtual time of the end of its last job, ``now_s`` the virtual time of its
+    parts.
     """
 
     __slots__ = ("ended_s", "jobs", "now_s", "waiting", "whole")
@@ -51,8 +52,8 @@ class LoopTurns:
     """Runs jobs: next is the client that has used least of the loop, and its connection likewise.
 
     Start-time fair queueing (Goyal et al. 1996); idle time is not saved up. A job runs at once if
-    no other waits and the last turn has time left. ``now`` returns the time that this thread has
-    used: nobody pays for other processes.
+    no other waits and the last turn has time left. ``now`` returns the CPU time of this thread:
+    clients do not pay for other processes.
     """
 
     def __init__(self, now: Callable[[], float] = time.thread_time) -> None:
@@ -194,7 +195,7 @@ NO_QUOTA = Quota()
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """What the clients with one token, key or address have sent and received since the start."""
+    """Requests and bytes of the clients with one token, key or address since the start."""
 
     name: str
     quota: Quota
@@ -209,7 +210,7 @@ class Account:
 class ClientShare:
     """A client's part of memory, of queues, and of the event loop's time.
 
-    Connections with one token or key share it, and without them those of one address.
+    Connections with one token or key share it; without one, all connections of an address do.
     """
 
     client: str
@@ -228,7 +229,7 @@ class OpenRequest:
     is_in_flight: bool = True
 
     def hold(self, size_bytes: int) -> bool:
-        """Hold ``size_bytes`` from now on and return True; return False if there is no room."""
+        """Hold ``size_bytes`` from now on and return True; without room return False."""
         more_bytes, share, ledger = size_bytes - self.size_bytes, self.share, self.ledger
         held_bytes, total_bytes = share.held_bytes + more_bytes, ledger.total_bytes + more_bytes
         if more_bytes > 0 and held_bytes > ledger.limit_bytes - total_bytes:
@@ -240,7 +241,7 @@ class OpenRequest:
         return True
 
     def require(self, size_bytes: int) -> None:
-        """Hold ``size_bytes`` from now on; raise PoolUnavailableError if there is no room."""
+        """Hold ``size_bytes`` from now on; without room raise PoolUnavailableError."""
         if not self.hold(size_bytes):
             raise PoolUnavailableError(
                 f"unanswered requests and unread answers would hold too much of "
@@ -251,7 +252,7 @@ class OpenRequest:
             )
 
     def require_answer(self, answer_bytes: int) -> None:
-        """Also hold an answer; raise PoolUnavailableError if there is no room."""
+        """Also hold an answer; without room raise PoolUnavailableError."""
         self.require(self.size_bytes + ANSWER_COPIES * answer_bytes)
 
     def answered(self, answer_bytes: int) -> None:

@@ -45,7 +45,7 @@ GATHER_S = 0.005  # while a client's next requests are being read, its batch is 
 
 
 class Gateway:
-    """Runs one pool, whose workers connect to ``socket``. Never blocks.
+    """Runs one pool; its workers connect to ``socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
     ``kill(credential, reason)`` ends and replaces a child that was evicted.

@@ -153,11 +153,11 @@ class ModelReaders:
             child.kill_soon()
 
     def _answer(self, model: str) -> ModelPrepared | None:
-        """Return the next answer of a model's process, if there is one. Raise ProtocolError."""
+        """Return the next answer of a model's process, or None. Raise ProtocolError."""
         file = answer_file(self._directory, model)
         try:
             frames = msgpack.unpackb(read_regular_file(file, MAX_ANSWER_BYTES))
-        except OSError:  # there is none, or no free descriptor
+        except OSError:  # no file, or no free descriptor
             return None
         except (ValueError, msgpack.UnpackException) as error:
             raise ProtocolError(f"{error}; expected frames of a message") from error

@@ -155,7 +155,7 @@ def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
         # Workers of this host connect to a private path.
         listen = options.listen_options.listen if ray is None else ray.listen
         admitting = load_server_keys(worker_keys) if worker_keys else None
-        # Of all answers together, whose copies the ledger has admitted.
+        # All answers together: the ledger admits them with their copies.
         answer_bytes = max(MIN_BATCH_BYTES, options.queue_bytes // ANSWER_COPIES)
         limits = answer_bytes, answer_bytes + 2 * MAX_HEADER_BYTES
         socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, *limits)

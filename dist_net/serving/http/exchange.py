@@ -84,7 +84,9 @@ class Guard:
         credential = self.settings.credential(host, headers.get(b"authorization", b""))
         if refusal := self._refusal(scope, headers, credential.role):
             await error_reply(*refusal)(scope, receive, send)
-        elif scope["path"].startswith(_HEALTH):  # a supervisor's, who would restart the process
+        elif scope["path"].startswith(
+            _HEALTH
+        ):  # a supervisor that is refused would restart the process
             await self.application(scope, receive, send)
         else:
             await self._counted(scope, receive, send, credential.share(self.ledger))
@@ -115,7 +117,7 @@ class Guard:
             opened.answered(0)
 
     def _refusal(self, scope: Scope, headers: HeaderValues, role: str) -> tuple[int, str] | None:
-        """Return a status code and the reason to refuse a request, if there is one."""
+        """Return a status code and the reason to refuse a request; None to accept it."""
         names, path = [name for name, _ in scope["headers"]], scope["path"]
         if repeated := [name.decode() for name in _UNIQUE if names.count(name) > 1]:
             return 400, f"the header {repeated[0]} is repeated; expected it once"
@@ -182,7 +184,7 @@ class HttpExchange:
         self._receive = request.receive
         self._connection: HttpConnection | None = request.scope["state"].get("connection")
         self._opened: OpenRequest = request.scope["state"]["opened"]
-        # At the workers, each connection without a token has turns of its own.
+        # Each connection without a token has its own turns in the pool.
         own = memory.settings.tokens is None and request.scope.get("client")
         self._queue = "{}:{}".format(*own) if own else self._opened.share.client
 

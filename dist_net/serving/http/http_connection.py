@@ -39,7 +39,7 @@ Connection = TypeVar("Connection", bound=Hashable)
 
 
 class OpenConnections(Generic[Connection]):
-    """The open connections: the client of each, its wait for its client, and which gives way. Pure.
+    """The open connections: their clients, their waits, and which to drop first. Pure.
 
     A connection waits for the server from the end of a request until its answer is written.
     Otherwise it waits for its client: for a first byte, the rest of a handshake, a head or a body,
@@ -112,7 +112,7 @@ class OpenConnections(Generic[Connection]):
 
 
 class HttpConnections:
-    """What the connections of a server share: its settings, and the time of the event loop."""
+    """The shared state of a server's connections: its settings, and the time of the event loop."""
 
     def __init__(
         self, application: ASGIApp, settings: HttpSettings, refusals: Refusals, ledger: ClientLedger
@@ -212,7 +212,7 @@ class HttpConnection(HttpToolsProtocol):
             self._opening = self._server.start(self.turns, self._open())
 
     async def _open(self) -> None:
-        """Create the transport, after a TLS handshake if there is a context."""
+        """Create the transport; with a context, after a TLS handshake."""
         try:
             await self.loop.connect_accepted_socket(lambda: self, self._socket, ssl=self._context)
         except Exception as error:  # the client sent something else, or has gone
@@ -271,7 +271,7 @@ class HttpConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         will_parse, self._backlog = bool(self._backlog), self._backlog + data
         if not will_parse:
-            # Of much data more may be there: others are heard before it is read.
+            # Much data may be followed by more: other clients have their turn before it is read.
             is_long = len(data) > _PARSED_A_TURN
             self._server.turns.run(self.turns, self._parse_backlog, is_long=is_long)
         if self._backlog:
@@ -297,7 +297,7 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _body_bytes_left(self) -> int:
-        """Return how many bytes of a body are to come, 0 if its length is unknown."""
+        """Return the number of missing bytes of a body, 0 if its length is unknown."""
         if self._awaited != "body":
             return 0
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]

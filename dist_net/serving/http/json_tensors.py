@@ -1,8 +1,8 @@
 """Tensors as JSON: their numbers are parsed and written in slices.
 
-A JSON parser holds the interpreter's lock until its end: for 0.1 s with 4 MiB of numbers, and for
-1 s with as many empty objects. So arrays of numbers are taken out of the text, and what is left is
-short. Functions that work in slices are generators, which yield between two of them.
+A JSON parser holds the interpreter's lock until its end: for 0.1 s with 4 MiB of numbers, and for 1
+s with as many empty objects. So arrays of numbers are taken out of the text, and the rest is short.
+Functions that work in slices are generators, which yield between two of them.
 """
 
 import re
@@ -25,7 +25,7 @@ Sliced = Generator[None, None, Value]
 MAX_JSON_BYTES = 4 * 2**20
 
 SLICE_ELEMENTS = 2**11
-"""So many numbers of an answer are written at a time, in about 0.2 ms."""
+"""The numbers of an answer that are written at a time, in about 0.2 ms."""
 
 _SLICE_BYTES = 2**13  # of numbers, parsed at a time, in up to 0.3 ms
 _MAX_OTHER_BYTES = 2**16  # parsed at once
@@ -88,7 +88,7 @@ def json_object(
 
 
 def _data_arrays(text: bytes) -> list[JsonArray]:
-    """Return the arrays of numbers in JSON that are called data, and what may follow each."""
+    """Return the arrays of numbers in JSON that are called data, with text that may follow."""
     arrays, place = list[JsonArray](), 0
     for _ in range(_MAX_ARRAYS):
         place = text.find(_DATA, place)
@@ -176,7 +176,7 @@ def _nesting(shape: Sequence[int]) -> bytes:
 
 
 def sliced_json(slices: Iterable[Any]) -> Sliced[orjson.Fragment]:
-    """Return the JSON of an array, whose elements come in slices: lists, or arrays of NumPy."""
+    """Return the JSON of an array from slices of its elements: lists, or arrays of NumPy."""
     pieces = list[bytes]()
     for number, each in enumerate(slices):
         if number:

@@ -283,7 +283,7 @@ def _tensor(
 
 
 def _raw_contents(given: dict[str, dict[str, Any]], raw: memoryview) -> dict[str, memoryview]:
-    """Return the raw bytes after the JSON by input, for those that are not in the JSON."""
+    """Return the raw bytes after the JSON, by the inputs that are not in the JSON."""
     found = {name: _parameters(each, "input") for name, each in given.items()}
     sizes = {
         name: each["binary_data_size"]
@@ -319,7 +319,7 @@ def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
 def _sizes(shape: Any) -> tuple[int, ...] | None:
     """Return the shape; None unless it is an array of integers from 0 up, of a possible size.
 
-    An array without elements has a size, too: that of its other axes.
+    The size of an array without elements is the size of its other axes.
     """
     if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape):
         is_possible = prod(max(size, 1) for size in shape) <= MAX_REQUEST_BYTES

@@ -40,13 +40,13 @@ _STATES = ("idle", "busy", "loading", "silent")
 
 
 class LateCollector(NamedTuple):
-    """A collector whose metrics are unknown until they are collected: it has no ``describe``."""
+    """A collector without ``describe``: its metrics are unknown until they are collected."""
 
     collect: Callable[[], Iterable[Metric]]
 
 
 def metrics_route(collect: Callable[[], Iterable[Metric]]) -> Route:
-    """Return the route ``/metrics``: what ``collect`` returns, in Prometheus's text format."""
+    """Return the route ``/metrics``: the metrics of ``collect``, in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(cast(Any, LateCollector(collect)))
 

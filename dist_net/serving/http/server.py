@@ -64,7 +64,7 @@ class HttpServer(HttpConnections):
                 self.drop(connection)
 
     async def announce_stop(self, is_urgent: asyncio.Event) -> None:
-        """Close each connection after its next answer, which says so. Wait a second for that."""
+        """Close each connection with its next answer; wait for that at most a second."""
         self.is_stopping = True
         until_s = self._loop.time() + _ANNOUNCED_S
         while len(self.open) and self._loop.time() < until_s and not is_urgent.is_set():
@@ -97,9 +97,9 @@ class HttpServer(HttpConnections):
             self._opened(HttpConnection(self, accepted, host, self._context))
 
     def _opened(self, connection: HttpConnection) -> None:
-        """Add a connection; beyond the limit, one of the client with most of them gives way.
+        """Add a connection; beyond the limit, drop a connection of the client with the most.
 
-        But none that is at work gives way to another of its own client.
+        A connection at work is never dropped for another one of its client.
         """
         self.open.assign(connection, connection.share)
         self.open.begin_wait(connection, self._loop.time())
@@ -122,7 +122,7 @@ class HttpServer(HttpConnections):
                 await asyncio.sleep(0)
 
     def _check(self, connections: Sequence[HttpConnection]) -> None:
-        # A function of its own: a variable of the task would keep the last connection in memory.
+        # Not in ``_check_all``, whose variable would keep the last connection in memory.
         for connection in connections:
             if connection in self.open:
                 connection.check(self._loop.time())

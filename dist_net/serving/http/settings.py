@@ -52,7 +52,7 @@ class TokenFile:
     ``name=NAME``, ``rate=N`` (requests per second) and ``inflight=N`` may follow, in this order. A
     token without a name is named by a digest.
 
-    The constructor raises KeyFileError for any other line, except empty ones. The file is read
+    The constructor raises KeyFileError for any other line, unless it is empty. The file is read
     again every second of use, so tokens are added and revoked without a restart: only its usable
     lines count, and if it is missing, no token is valid. Any other failure to read changes nothing.
     """
@@ -145,7 +145,7 @@ class HttpSettings:
     ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
     at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
     a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
-    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
+    ``min_bytes_per_s``. Of at most ``connections``, a new connection replaces the connection that
     waits longest for its client. A client that has ended its side of a connection is answered
     within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
     requests wait while another is being answered. ``access_log``: log every request.

@@ -128,7 +128,7 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str) -> int:
-        """Request the next version; return its number. Those of a training run have the run's."""
+        """Request the next version; return its number. A training run has numbers of its own."""
         number = self._newest[model] = self._newest[model] + 1
         self._requested[model] = number
         self._unsent[model] = ReadModel(model, number)

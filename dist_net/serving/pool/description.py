@@ -71,7 +71,7 @@ class ModelDescription(VersionSummary):
         return record_of(self.outputs).itemsize if self.is_batched else 0
 
     def answer_bytes(self, rows: int) -> int:
-        """Return the size of the outputs for so many rows; axes of unknown length count as 0."""
+        """Return the size of the outputs of ``rows``; axes of unknown length count as 0."""
         if self.is_batched:
             return rows * self.result_bytes
         return sum(max(0, prod(of.shape)) * of.dtype.itemsize for of in self.outputs)
@@ -89,7 +89,7 @@ class ModelDescription(VersionSummary):
         return bytes(to_bytes(zeros, self.inputs, self.is_batched))
 
     def misfit(self, rows: int, outputs_bytes: int) -> str:
-        """Return why outputs of this size cannot be those of ``rows``; "" if they can."""
+        """Return why outputs of this size do not fit ``rows``; "" if they can."""
         if not self.is_batched or outputs_bytes == rows * self.result_bytes:
             return ""
         return f"{outputs_bytes} bytes for {rows} rows of {self.result_bytes} bytes"
@@ -159,7 +159,7 @@ class ServedModel:
 class ModelSummary(VersionSummary):
     """A model as a client sees it: its newest version, and ``others``.
 
-    While no version is loaded ``version`` and ``classes`` are 0, there are no ``inputs``, and
+    While no version is loaded ``version`` and ``classes`` are 0, ``inputs`` is empty, and
     ``reason`` states the cause; ``is_unloaded``: see ``ServedModel``. ``versions``: the numbers of
     the served versions. A request may have ``max_batch_size`` rows.
     """

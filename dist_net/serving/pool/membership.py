@@ -13,7 +13,7 @@ FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """The statuses that a worker may report."""
 
 PROBE_S = 5.0
-"""The pool sends a request of its own if a worker has not answered for a model for this long."""
+"""The pool sends a probe to a worker without an answer for a model in this time."""
 PROBE_PAUSE = 50  # times the duration of a probe, so that probes cost little
 PROOF_PAUSES = 3  # without an answer, after which a model is not ready
 NO_PROOF = -math.inf, -math.inf
@@ -171,8 +171,8 @@ class PoolMembership:
     """Every worker by its node, in the order of joining; ``ids`` are secrets of the workers.
 
     A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
-    batches. A child whose process runs may be silent while it loads or computes, since Python code
-    can keep heartbeats from being sent.
+    batches. A child may be silent while it loads or computes, as long as its process runs: Python
+    code can block heartbeats.
     """
 
     def __init__(self, settings: PoolSettings, ids: Iterator[int], children: Children) -> None:
@@ -214,10 +214,10 @@ class PoolMembership:
         return bool(worker.child) or not self.most_children
 
     def deciding(self, model: str) -> list[Worker]:
-        """Return the workers that count for a model: those that have a version of it, or else all.
+        """Return the workers that count for a model: workers with a version of it, or else all.
 
-        Of these the children of the gateway, if there are any: remote workers add to what children
-        do, and never delay or decide it.
+        If any of them are children of the gateway, only children count: remote workers never delay
+        or decide.
         """
         members = [worker for worker in self if model in worker.holds] or [*self]
         return [worker for worker in members if worker.child] or members

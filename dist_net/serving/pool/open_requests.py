@@ -22,7 +22,7 @@ for the message would cost more than the computation."""
 MIN_COST_S = 1e-4
 ALIKE_FACTOR = 2
 MAX_RISE = 4
-"""A measurement counts as at most this multiple of what was expected: it may be an accident."""
+"""A measurement counts as at most this multiple of the expected time: it may be an accident."""
 RISES, FALLS = 0.5, 0.1
 """The weights of a measurement above and below the expected time, which is thus rather too long."""
 
@@ -42,7 +42,7 @@ def size_of(request: InferenceRequest) -> int:
 
 
 class Costs:
-    """What a request will cost, learned before it runs: seconds for each power of two of its size.
+    """The expected seconds of a request, for each power of two of its size, from earlier requests.
 
     Sizes never seen take as long as in ``others``; else as the nearest that was seen, or in
     proportion if they are larger.
@@ -81,7 +81,7 @@ def are_alike(one_s: float, other_s: float) -> bool:
 
 
 class BatchTerms(NamedTuple):
-    """What a batch may have: rows of a version, each of which takes ``row_s``; see ``take``."""
+    """The limits of a batch: rows of a version, ``row_s`` each; see ``take``."""
 
     version: int
     max_rows: int
@@ -91,13 +91,13 @@ class BatchTerms(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class ClientQueue:
-    """The requests of one client to one model: those that wait, oldest first, and their account.
+    """The waiting requests of one client to one model, oldest first, and its account.
 
-    ``costs``: what its requests take by their size, and ``cost_s``: on average (0: unknown).
-    ``pending``: the number of its unanswered requests. ``apart_until_s``: until then its requests
-    share no batch with those of others: until its first answer, and again after one that failed or
-    was slow. ``request_s``: the mean time between its requests that leave the queue; ``left_s``:
-    when one left, or when the queue began; ``left``: the number that left since then.
+    ``costs``: the times of its requests by size; ``cost_s``: on average (0: unknown). ``pending``:
+    the number of its unanswered requests. ``apart_until_s``: until then its requests share no batch
+    with other clients: until its first answer, and again after a slow or failed answer.
+    ``request_s``: the mean time between its requests that leave the queue; ``left_s``: when one
+    left, or when the queue began; ``left``: the number that left since then.
     """
 
     model: str
@@ -119,7 +119,7 @@ class ClientQueue:
     def next(self, now: float, lends: bool, suspects: bool = False) -> InferenceRequest | None:
         """Return the oldest; or if that waited half its time, the newest: the queue is too slow.
 
-        Without ``suspects``, only those that may share a batch. With ``lends``, the newest that was
+        Without ``suspects``, skip requests that must run alone. With ``lends``, the newest that was
         not lent before: if it is never answered, the others, which begin at the other end, are in
         time for it.
         """
@@ -151,12 +151,12 @@ class ClientQueue:
 class OpenRequests:
     """Requests without an answer, whether queued or running.
 
-    Trusted workers take requests out of the queues. Those that others compute stay there, *lent*: a
-    trusted worker that finds one in its turn computes it too, and the first answer counts.
+    Trusted workers take requests out of the queues. Requests that other workers compute stay
+    queued, *lent*: a trusted worker computes them too in their turn, and the first answer counts.
 
     ``waiting``: by model, the clients with queued requests; no operation iterates over all
-    requests. ``costs``: by model, what the requests of all clients take. ``unsettled``: models
-    whose versions may advance, as no request blocks them any more.
+    requests. ``costs``: by model, the times of all clients' requests. ``unsettled``: models with
+    versions that may advance, as no request blocks them any more.
     """
 
     def __init__(self, models: Mapping[str, ModelVersions], ids: Iterator[int]) -> None:
@@ -207,7 +207,7 @@ class OpenRequests:
         return any(other.client != queue.client for other in queues)
 
     def usual_cost_s(self, model: str) -> float:
-        """Return the median of what recent clients' requests usually take; infinity if unknown."""
+        """Return the median of recent clients' usual times; infinity if unknown."""
         recent = islice(reversed(self._queues.values()), MAX_VOTES)
         votes = sorted(each.cost_s for each in recent if each.model == model and each.cost_s)
         return votes[len(votes) // 2] if votes else math.inf
@@ -220,7 +220,7 @@ class OpenRequests:
         request.size = size_of(request)
         self._requests[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
-        # Requests that ended in time leave their deadlines here.
+        # The deadlines of requests that ended in time are still in the heap.
         if len(self._deadlines) > 2 * len(self._requests) + STALE_DEADLINES:
             self._deadlines = [(one.deadline_s, one.request_id) for one in self._requests.values()]
             heapify(self._deadlines)
@@ -309,7 +309,7 @@ class OpenRequests:
     ) -> list[EndRequest]:
         """End the requests of a finished batch, and count them.
 
-        Unless its worker ``is_trusted``, those that failed are for a child of the gateway.
+        Unless its worker ``is_trusted``, a child of the gateway repeats failed requests.
         """
         model, version = batch.description.name, batch.description.version
         statistics = self._models[model].statistics_of(version)
@@ -334,7 +334,7 @@ class OpenRequests:
         return ended
 
     def retry(self, worker: Worker, was_killed_by_input: bool, now: float) -> list[EndRequest]:
-        """Put the requests of a lost worker back at the head of their queues, or leave them there.
+        """Put the requests of a lost worker back at the head of their queues.
 
         If its batch has killed it, the requests of that are suspects: they run alone from now on,
         unless they must not run again. A worker that left or was cut off proves nothing. A probe of
@@ -400,7 +400,7 @@ class OpenRequests:
             self._dequeue(request, now)
 
     def _dequeue(self, request: InferenceRequest, now: float | None = None) -> None:
-        """Remove a request from its queue, if it is there; a worker computes it from ``now``."""
+        """Remove a request from its queue, if it is queued; a worker computes it from ``now``."""
         queue = self.queue_of(request.model, request.client)
         if queue.requests.pop(request.request_id, None) is None:
             return

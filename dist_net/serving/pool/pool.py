@@ -243,7 +243,7 @@ class Pool:
         return self._scheduler.is_draining and not len(self._requests)
 
     def is_ready(self, now: float) -> bool:
-        """Return whether there are models to serve, and a live worker for every model."""
+        """Return whether the pool has models to serve, and a live worker for every model."""
         wanted = self.catalogue.wanted()
         can_answer = all(self._scheduler.can_answer(model, now) for model in wanted)
         return bool(wanted) and can_answer and not self._scheduler.is_draining
@@ -285,7 +285,7 @@ class Pool:
     def _failed(
         self, worker: Worker, reason: str, was_killed_by_input: bool, now: float
     ) -> list[PoolCommand]:
-        """Remove a child whose process failed, perhaps while it loaded a bad version."""
+        """Remove a child after its process failed, perhaps while it loaded a bad version."""
         for name, version in worker.loading:
             self._models[name].lost_while_loading(version, reason)
         return self._lose(worker, reason, now, was_killed_by_input)

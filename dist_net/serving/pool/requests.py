@@ -70,9 +70,9 @@ class InferenceRequest:
     ``client`` identifies the sender: requests with the same value share one queue and one turn.
 
     The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
-    the version whose statistics count it until it runs. ``size``: see ``size_of``. ``runs_alone``:
-    a worker died of it, or of another one in its batch. ``lent``: a remote worker has computed it,
-    or had it in vain.
+    until it runs, the statistics of this version count it. ``size``: see ``size_of``.
+    ``runs_alone``: a worker died of it, or of another one in its batch. ``lent``: a remote worker
+    has computed it, or had it in vain.
     """
 
     model: str

@@ -1,7 +1,7 @@
 """Which requests are admitted, and which batch runs next, on which worker.
 
-A request is admitted if its client's queue has room; the times of batches decide turns. What a
-request will cost, by its size, decides only where it may run, and with which others.
+A request is admitted if its client's queue has room; the times of batches decide turns. The
+expected cost of a request, by its size, only decides its worker and its batch.
 """
 
 import math
@@ -35,10 +35,10 @@ WORKER_STARTS_S = 1.0
 """The approximate time to replace a lost worker, or to load a first model."""
 
 MIN_CHARGE_S = 1e-4
-"""The minimum that a request costs the turn of its client, and a batch that of its model."""
+"""The minimum charge of a request to its client's turn, and of a batch to its model's turn."""
 
 LONG_FACTOR = 8
-"""A request that costs this multiple of what clients' requests usually do is long."""
+"""A request that costs this multiple of the usual cost of clients' requests is long."""
 
 SLOW_FACTOR = 16
 """A batch that takes this multiple of the time that was expected of it is slow."""
@@ -46,11 +46,11 @@ SLOW_FACTOR = 16
 NOT_SHORT_S = 4 * SHORT_BATCH_S
 
 DISTRUST_FACTOR = 200
-"""A client is distrusted for this multiple of the time that its slow or failed batch took: what it
-costs others in spite of the rules is less than a hundredth of the time."""
+"""A client is distrusted for this multiple of the time of its slow or failed batch, so that it
+costs other clients less than a hundredth of the time."""
 
 DEADLINE_FACTOR = 1.5  # a batch may take this multiple of its usual time
-MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
+MAX_TURNS = 1024  # kept, unless more names wait for their turn
 
 
 class Turns:
@@ -68,7 +68,7 @@ class Turns:
         return max(self._turns_s.get(name, 0.0), self._now_s)
 
     def begin(self, name: Hashable) -> None:
-        """Begin the turn of ``name``, and forget those that saved up nothing."""
+        """Begin the turn of ``name``, and forget names without a debt."""
         self._now_s = self.of(name)
         if len(self._turns_s) > MAX_TURNS:
             later = {each: at_s for each, at_s in self._turns_s.items() if at_s > self._now_s}
@@ -105,7 +105,7 @@ class Scheduler:
         self._workers = workers
         self._models = models
         self._requests = requests
-        self._row_s: dict[str, float] = {}  # by model, what a row usually takes
+        self._row_s: dict[str, float] = {}  # by model, the usual time of a row
         self._model_turns = Turns()
         self._client_turns = {name: Turns() for name in models}
         self._next_batch_id = 1
@@ -168,14 +168,16 @@ class Scheduler:
         """Start a batch on a ``free`` worker of a group, if the group's rules allow one."""
         running = [one for worker in group for one in worker.running.values()]
         for one in running:
-            if one.is_short and now > one.sent_s + NOT_SHORT_S:  # one of its clients has misled us
+            if (
+                one.is_short and now > one.sent_s + NOT_SHORT_S
+            ):  # a client's earlier requests were misleading
                 one.is_short = False
                 for misled in one.requests:
                     own = self._requests.queue_of(misled.model, misled.client)
                     own.apart_until_s = math.inf
         clients = Counter(one.client for one in running)
         quarantine = self._requests.quarantine
-        # The next suspect waits for the worker that replaces the one that died of the last.
+        # The next suspect waits until the worker that died of the last suspect is replaced.
         most = len(group) if lends else max(len(group), self._workers.most_children)
         ready = sum(not worker.is_starting for worker in group)
         may_be_long = ready - sum(one.is_long for one in running) > 1 or most == 1
@@ -216,7 +218,7 @@ class Scheduler:
     def returned(self, worker: Worker, batch: RunningBatch, done: BatchDone, now: float) -> None:
         """Record a batch that a worker has finished, and charge its time to its clients.
 
-        The time of a remote worker beside children is its own claim, and charged to nobody.
+        The time of a remote worker beside children is its own claim, and charged to no client.
         """
         took_s = worker.finish(batch, now)
         name = batch.description.name
@@ -271,7 +273,7 @@ class Scheduler:
         )
 
     def _by_turn(self, model: str) -> list[ClientQueue]:
-        """Return waiting clients: those of lost workers, then by turn, then by request."""
+        """Return waiting clients: first clients of lost workers, then by turn, then by request."""
         turns = self._client_turns[model]
 
         def rank(each: ClientQueue) -> tuple[bool, float, float]:

@@ -91,10 +91,10 @@ class ModelStatistics:
     network by rows of the batch.
 
     Requests: ``admitted`` = ``answered`` (OK or a bad input) + ``expired`` + ``failed`` +
-    ``cancelled`` + pending ones; ``refused`` were never admitted. A request that names no version
-    is counted as admitted for the newest version at that time, and as ended for the version that
-    answered; so only the sums over a model's versions balance. ``retried``: the number of times
-    that a request was moved from a lost worker to another.
+    ``cancelled`` + pending requests; ``refused`` were never admitted. A request that names no
+    version is counted as admitted for the newest version at that time, and as ended for the version
+    that answered; so only the sums over a model's versions balance. ``retried``: the number of
+    times that a request was moved from a lost worker to another.
 
     Under the key NO_VERSION a model keeps the counts of its dropped versions, and of requests
     refused while it had none. So the sum over a model's versions never falls.

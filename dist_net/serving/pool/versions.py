@@ -85,10 +85,10 @@ class ModelVersions:
 
     ``newest``: the last version that serves, or served if none does now. ``reason``: why the model,
     or its last version, is not served. ``is_answering``: a live worker has answered for it
-    recently. ``is_unloaded``: it was unloaded, and no version has arrived since then.
-    ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
-    every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
-    that no worker will load any more, until their files are to be removed.
+    recently. ``is_unloaded``: it was unloaded, and no version has arrived since then. ``came``: the
+    number of versions that arrived; ``done``: the number of these that are settled: every worker
+    has loaded it or failed to, or a later version replaced it. ``unused``: versions that no worker
+    will load any more, until their files are removed.
     """
 
     def __init__(self, name: str) -> None:

@@ -210,7 +210,7 @@ def keep_newest(directory: Path, name: str) -> None:
 
 
 def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
-    """Fetch the file of arrays to ``path``, where it appears once it is complete."""
+    """Fetch the file of arrays to ``path``, which exists once it is complete."""
     name, version, total = description.name, description.version, description.arrays_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -133,7 +133,7 @@ class ServedNetwork:
 
     @property
     def memory_bytes(self) -> int:
-        """The most that a batch may take: for what is read, decoded and computed."""
+        """The maximum memory of a batch, to read, decode and compute it."""
         description, settings = self.description, self._settings
         values = MAX_REQUEST_BYTES
         if description.is_batched:
@@ -149,7 +149,7 @@ class ServedNetwork:
         self._decoders.shutdown()
 
     def _require_numbers(self) -> None:
-        """Raise ``ModelLoadError`` for weights whose outputs are not finite."""
+        """Raise ``ModelLoadError`` for weights with outputs that are not finite."""
         if isinstance(self._session, OnnxSession):  # of which zeros may be no input
             return
         specs = self.description.inputs
