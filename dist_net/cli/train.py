@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from dist_net.cli.join import train_anywhere
+from dist_net.cli.hosted_run import train_to_the_end
 from dist_net.cli.parser import add_json_argument
-from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
+from dist_net.cli.run_summary import DEFAULT_WORKERS
 from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
@@ -39,7 +38,12 @@ from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
 from dist_net.serving.http.settings import HttpSettings, TokenFile
-from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, START_TIMEOUT_S, LocalRunSettings
+from dist_net.training.run.local_run import (
+    KILLED_RUN_ENDS_S,
+    START_TIMEOUT_S,
+    LocalRunSettings,
+    RunHost,
+)
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress
@@ -239,11 +243,7 @@ def _train(
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
 
     display = TrainingProgress(console, None if arguments.ray else joining, publish)
-    train = partial(prepared.train, directory, local, console, display)
-    with explained_end(arguments, directory):
-        summary = train_anywhere(train, directory, local, display, arguments)
-    show_summary(summary, arguments.json)
-    return 0
+    return train_to_the_end(prepared.train, RunHost(directory, local, display), arguments)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_net.cli.join import train_anywhere
-from dist_net.cli.run_summary import explained_end, show_summary
+from dist_net.cli.hosted_run import train_to_the_end
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
@@ -21,7 +20,7 @@ from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.terminal import plain_console
-from dist_net.training.run.local_run import LocalRunSettings
+from dist_net.training.run.local_run import LocalRunSettings, RunHost
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress
 
@@ -131,7 +130,6 @@ def train_images(
     publish: Publish | None = None,
 ) -> int:
     """Train on a folder with the options ``given_run``, report, and return the exit code."""
-    console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
     if arguments.workers == 0:
         raise SettingError(
@@ -147,9 +145,5 @@ def train_images(
             f"--fine-tune {AUTO} or --base {NONE}, so that other hosts can train the whole net"
         )
 
-    display = TrainingProgress(console, publish=publish)
-    train = partial(train_and_report, directory, options, local, console, display)
-    with explained_end(arguments, directory):
-        summary = train_anywhere(train, directory, local, display, arguments)
-    show_summary(summary, arguments.json)
-    return 0
+    host = RunHost(directory, local, TrainingProgress(plain_console(), publish=publish))
+    return train_to_the_end(partial(train_and_report, options), host, arguments)

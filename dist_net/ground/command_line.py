@@ -36,21 +36,23 @@ def add_options(group: argparse._ActionsContainer, *options: Option) -> None:
         group.add_argument(name, type=kind, metavar=metavar, help=text, default=value)
 
 
-def count_from(least: int) -> Callable[[str], int]:
-    """Return an argument type for integers of at least ``least``."""
+def count_from(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return an argument type for integers from ``least`` up to ``most``."""
 
     def count(text: str) -> int:
         number = int(text)
         if number < least:
             raise argparse.ArgumentTypeError(f"{number} is below {least}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{number} is above {most}")
         return number
 
     return count
 
 
-def count_or_auto(least: int) -> Callable[[str], int | None]:
-    """Return an argument type for integers of at least ``least``, or ``auto``, which is None."""
-    return lambda text: None if text == AUTO else count_from(least)(text)
+def count_or_auto(least: int, most: float = math.inf) -> Callable[[str], int | None]:
+    """Return an argument type as ``count_from`` does, that also takes ``auto``, which is None."""
+    return lambda text: None if text == AUTO else count_from(least, most)(text)
 
 
 def number_or_auto(text: str) -> int | str:
@@ -64,6 +66,13 @@ def number_above_zero(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
+
+
+def seconds(text: str) -> float:
+    """Argument type: a time limit above 0; infinity is none."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return float(text)
 
 
 def command_line(*words: object) -> str:

@@ -32,7 +32,7 @@ from dist_net.wire.messages import (
     StatusRequest,
 )
 from dist_net.wire.security import SERVER_PUBLIC, PeerKeys, write_key
-from dist_net.wire.standbys import ServerRoute
+from dist_net.wire.standbys import ServerPlaces
 from dist_net.wire.transport import ClientSocket, ServerAccess, access_to
 
 POLL_S = 0.1
@@ -142,7 +142,7 @@ class Following:
     server: ServerAccess
     keys: Path | None = None
     notify: Callable[[str], None] = lambda _: None
-    route: ServerRoute = field(default_factory=ServerRoute)
+    places: ServerPlaces = field(default_factory=ServerPlaces)
     digest: str = ""
     reader: tuple[int, ...] = ()
 
@@ -164,16 +164,16 @@ class Following:
         with ExitStack() as opened:
             while True:
                 try:
-                    server = access_to(self.route.current, self._given)
+                    server = access_to(self.places.current, self._given)
                     observer = opened.enter_context(Observer(*server, timeout_s, while_waiting))
                     report = observer.status(first_record, *self.reader)
-                    if self.route.accepts(report):
+                    if self.places.accepts(report):
                         break
                     raise NoAnswerError(f"another server has replaced that at {server.address}")
                 except (NoAnswerError, ProtocolError, InsecureAddressError) as error:
                     opened.close()
                     failures.append(error)
-                    others = self.route.turn()
+                    others = self.places.turn(time.monotonic())
                     if not others or (len(failures) > others and time.monotonic() > until_s):
                         raise failures[0] from None
                     time.sleep(POLL_S)

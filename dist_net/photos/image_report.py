@@ -17,7 +17,6 @@ from rich.console import Console
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
-from dist_net.nets.observer import Following
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
@@ -25,9 +24,8 @@ from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import left_out_classes
-from dist_net.training.run.local_run import LocalRunSettings
+from dist_net.training.run.local_run import RunHost
 from dist_net.training.run.plots import AS_IT_IS, draw_confusion, draw_curve, new_figure
-from dist_net.training.run.training_progress import TrainingProgress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,17 +36,11 @@ THUMBNAIL_SIDE = 160
 VARIANTS = 12
 
 
-def train_and_report(
-    directory: RunDirectory,
-    options: ImageOptions,
-    local: LocalRunSettings,
-    console: Console,
-    display: TrainingProgress,
-    follows: Following | None = None,
-) -> dict[str, Any]:
+def train_and_report(options: ImageOptions, host: RunHost) -> dict[str, Any]:
     """Train, write model and report; return the run's JSON object: see ``PreparedRun.train``."""
+    directory = host.directory
     with directory.locked(), ExitStack() as opened:
-        trained = ImageRun(directory, options, local, console, display, follows).train()
+        trained = ImageRun(host, options).train()
         images = opened.enter_context(trained.images)
         recipe, judged, head = trained.recipe, trained.judged, trained.head
         calibration = judged.calibrate(options.precision)
@@ -74,7 +66,7 @@ def train_and_report(
         thumbnails = _thumbnails(images, content)
         if recipe.base.kind == "small" or trained.tuning or options.views > 1:
             thumbnails |= _variants(images, options)
-        _write_report(directory, content, thumbnails, console)
+        _write_report(directory, content, thumbnails, host.display.console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.model_file)} | measured
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
@@ -35,7 +34,6 @@ from dist_net.errors import (
 from dist_net.ground.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.ground.vector import Vector
 from dist_net.images.labels import Calibration
-from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.recipes.recipe import RecipeRecord
@@ -64,9 +62,9 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import REPORTED, RunHost
 from dist_net.training.run.periodic_evaluation import Judge
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.standby_run import run_on
 
 FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40
@@ -94,17 +92,13 @@ class TrainedImages(NamedTuple):
 
 @dataclass(eq=False)
 class ImageRun:
-    """The run in ``directory``, locked by this process; ``display`` shows whole-net training.
+    """The run in the host's directory, which is locked. A standby trains its own head."""
 
-    ``follows``: see ``LocalRun``; a standby trains its own head.
-    """
-
-    directory: RunDirectory
+    host: RunHost
     options: ImageOptions
-    local: LocalRunSettings
-    console: Console
-    display: TrainingProgress
-    follows: Following | None = None
+
+    def __post_init__(self) -> None:
+        self.directory, self.console = self.host.directory, self.host.display.console
 
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
@@ -153,7 +147,7 @@ class ImageRun:
         fine_tune, count = self.options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
-        if self.follows is not None:  # the server's host has decided to tune
+        if self.host.follows is not None:  # the server's host has decided to tune
             return usual_epochs(count)
         if not may_pay(accuracy) or of_head.recipe.base.kind == "onnx":  # it has no gradients
             return 0
@@ -249,7 +243,7 @@ class ImageRun:
                 directory.forget_training()
         directory.write(directory.folder, options.to_json() + "\n")
         self.directory.write(self.directory.images, cache.to_json())
-        if self.local.listening.listen:
+        if self.host.local.listening.listen:
             manifest = ImageManifest.of(cache, options.to_json())
             self.directory.write(self.directory.manifest, manifest.to_json())
         return found, cache, images, groups, digests
@@ -350,21 +344,12 @@ class ImageRun:
         dataset = loaded.recipe.load_dataset()
         options = self.options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        with self.display as display:
+        with self.host.display:
             self.console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            return LocalRun(
-                directory,
-                loaded,
-                dataset,
-                options,
-                local=self.local,
-                display=display,
-                judge=judge,
-                follows=self.follows,
-            ).run()
+            return run_on(self.host, loaded, dataset, options, judge).run()
 
 
 def _head_report(

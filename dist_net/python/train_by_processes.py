@@ -31,7 +31,7 @@ from dist_net.training.run.callbacks import (
     require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings, RunHost
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -155,10 +155,10 @@ def train(
         own: dict[str, Any] = {name: options.get(name) for name in options.keys() - of_recipe}
         of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **of_run), **own)
         run = new_run(directory, of_images)
-        report = train_and_report(run, of_images, local, console, display)
+        report = train_and_report(of_images, RunHost(run, local, display))
     else:
         loaded = load_recipe(str(recipe))
         prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **of_run), console)
         run = RunDirectory.create(directory, loaded.name, datetime.now())
-        report = prepared.train(run, local, console, display)
+        report = prepared.train(RunHost(run, local, display))
     return Run(RunFiles(run.path), report=report, history=display.history)

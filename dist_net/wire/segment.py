@@ -23,6 +23,9 @@ from dist_net.wire.messages import SegmentAddress
 
 TOKEN_BYTES = 16
 
+BASE, RESULT = 0, 1
+"""A worker's vectors: the state that its local steps begin from, and the state after them."""
+
 MAX_VECTORS = 4096
 """The limit for attached segments, so that a peer cannot make this process create objects."""
 

@@ -4,6 +4,7 @@ The server sends the list as one text, ``ADDRESS KEY ADDRESS KEY ...``, to every
 touch with it. A key is a standby's public key in Z85, or NO_KEY.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -58,17 +59,23 @@ def standbys_in(text: str) -> list[Standby]:
     return found
 
 
-class ServerRoute:
-    """The places to look for a server, in order, except ``own``, an address of this process.
+class ServerPlaces:
+    """Where a run's server may be, its term, and since when it is silent. No I/O.
 
-    ``current``: None is the address that this process was passed. ``term``: of the server that
-    was accepted last.
+    ``given``: places that are always tried; None is the address that this process was passed.
+    ``own``, an address of this process, is never tried. ``term``: of the server that was accepted
+    last. ``heard_s``: when the newest request that it has answered was sent. ``tried_s``: when the
+    ``current`` place was tried. Times are seconds on one monotonic clock.
     """
 
-    def __init__(self, own: str = "") -> None:
+    def __init__(
+        self, given: Iterable[Standby | None] = (None,), own: str = "", now: float = -math.inf
+    ) -> None:
         self.term = 0
+        self.heard_s = self.tried_s = now
+        self._given = tuple(given)
         self._own = own
-        self._places: deque[Standby | None] = deque([None])
+        self._places = deque(self._given)
 
     @property
     def current(self) -> Standby | None:
@@ -79,6 +86,10 @@ class ServerRoute:
         """The list of the places, from the current one on."""
         return standbys_text(filter(None, self._places))
 
+    @property
+    def silent_since_s(self) -> float:
+        return max(self.heard_s, self.tried_s)
+
     def accepts(self, report: Mapping[str, Any]) -> bool:
         """Take in a server's report; return False if another server has replaced it.
 
@@ -88,15 +99,16 @@ class ServerRoute:
         if not isinstance(term, int) or (term < self.term and term_number(self.term) > 1):
             return False
         self.term = term
-        self.learn(str(text))
+        self.learn(standbys_in(str(text)))
         return True
 
-    def learn(self, text: str) -> None:
+    def learn(self, standbys: Iterable[Standby]) -> None:
         """Take in the list of the server at the current place."""
-        others = [each for each in standbys_in(text) if each.address != self._own]
-        self._places = deque(dict.fromkeys([self.current, *others, None]))
+        others = [each for each in standbys if each.address != self._own]
+        self._places = deque(dict.fromkeys([*self._places][:1] + others + [*self._given]))
 
-    def turn(self) -> int:
-        """Turn to the next place, since the server is silent here; return how many others exist."""
+    def turn(self, now: float) -> int:
+        """Turn to the next place, since the server is silent; return how many others exist."""
+        self.tried_s = now
         self._places.rotate(-1)
         return len(self._places) - 1

@@ -21,6 +21,8 @@ from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import TrainingStep, local_steps
+from dist_net.wire.messages import Join
+from dist_net.wire.transport import ServerAccess
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=20)  # two workers meet
 ENOUGH_TO_MEET = 6  # epochs of BSP, each step of which waits for both
@@ -114,13 +116,14 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
     recipe = replace(PLAIN, epochs=epochs)
     dataset = recipe.load_dataset()
     digest = LoadedRecipe("in-process", "in-process", {}, recipe).digest(dataset)
-    facts = "host", digest, recipe.model.layout.size
+    request = Join("host", 0, digest, recipe.model.layout.size, parts=3)
     with (
         LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster,
         ThreadPoolExecutor() as threads,
     ):
         local_of = partial(local_steps, recipe, dataset)
-        host = InProcessWorker(WorkerLoop(local_of, cluster.address, *facts, parts=3), threads)
+        server = ServerAccess(cluster.address, None)
+        host = InProcessWorker(WorkerLoop(local_of, server, request), threads)
         cluster.wait(lambda report: report["samples"] > 0)
         cluster.start_worker()
         cluster.wait()

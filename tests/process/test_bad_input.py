@@ -206,9 +206,9 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
     [
         (["tcp://192.0.2.1:5555"], "tcp://192.0.2.1:5555.*dist-net keys create"),
         (["tcp://127.0.0.1:0"], "127.0.0.1:0.*1 to 65535"),
-        (["tcp://127.0.0.1:5", "--threads", "0"], "--threads=0.*1"),
-        (["tcp://127.0.0.1:5", "--timeout", "nan"], "--timeout=nan.*0"),
-        (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], "-timeout=nan.*0"),
+        (["tcp://127.0.0.1:5", "--threads", "0"], "--threads: 0.*1"),
+        (["tcp://127.0.0.1:5", "--timeout", "nan"], "--timeout: nan.*0"),
+        (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], "-timeout: nan.*0"),
     ],
 )
 def test_a_worker_that_cannot_be(refuses: Refuses, arguments: list[str], says: str) -> None:

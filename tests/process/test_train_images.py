@@ -22,7 +22,7 @@ from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.callbacks import EpochResult
-from dist_net.training.run.local_run import REPORTED, LocalRunSettings
+from dist_net.training.run.local_run import REPORTED, LocalRunSettings, RunHost
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
@@ -273,7 +273,7 @@ def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
     def resume() -> None:
         options, local = ImageOptions.read(run.folder), LocalRunSettings(1)
         console = plain_console(quiet=True)
-        train_and_report(run, options, local, console, NoCluster(console))
+        train_and_report(options, RunHost(run, local, NoCluster(console)))
 
     class NoCluster(TrainingProgress):
         def __enter__(self) -> Self:

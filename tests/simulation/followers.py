@@ -112,7 +112,7 @@ class VirtualPool:
     def _has_read(self, found: Any) -> None:
         """Check that the version is not older than the last, unless no standby has taken over."""
         source, version = self._source, found.version
-        term = source._following.route.term
+        term = source._following.places.term
         self._schedule.note("pool", "reads version %d of term %x", version, term)
         goes_back = term < self._term or version < self._version
         is_moved = term_number(max(term, self._term)) > 1

@@ -6,8 +6,8 @@ import numpy as np
 
 from dist_net.errors import SegmentError
 from dist_net.ground.vector import Vector
-from dist_net.training.server.loop import BASE, RESULT
 from dist_net.wire.messages import SegmentAddress
+from dist_net.wire.segment import BASE, RESULT
 
 
 class VirtualSegment:

@@ -19,10 +19,12 @@ from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
-from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
-from dist_net.wire.messages import Alive, Equipment, Heartbeat, Message, SegmentAddress
+from dist_net.training.worker.loop import WorkerLoop
+from dist_net.wire.messages import Alive, Equipment, Heartbeat, Join, Message, SegmentAddress
 from dist_net.wire.security import WORKER
+from dist_net.wire.segment import BASE, RESULT
 from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ServerAccess
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
@@ -206,11 +208,11 @@ class WorkerProcess(VirtualProcess):
         # Where train supervises its own workers, they wait for their server as long as it does.
         timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
         self.loop = WorkerLoop(
-            *(local_of, server, name, digest, size),
-            equipment=Equipment(label or own_host),
+            local_of,
+            ServerAccess(server, None),
+            Join(name, 0, digest, size, equipment=Equipment(label or own_host), parts=parts),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
-            parts=parts,
             environment=self,
         )
         self._turns = self.loop.turns()
@@ -230,7 +232,7 @@ class WorkerProcess(VirtualProcess):
         state = self.loop._state
         if not self.is_alive or state.phase is not Phase.REQUESTING:
             return 0.0
-        return self.schedule.now_s - max(state._asked_s, self._stopped_until_s)
+        return self.schedule.now_s - max(state._places.tried_s, self._stopped_until_s)
 
     def lose_connection(self) -> None:
         """Lose a connection, and reconnect."""
@@ -255,7 +257,7 @@ class WorkerProcess(VirtualProcess):
         self, worker_id: int, identity: int, interval_s: float
     ) -> VirtualHeartbeats:
         self.schedule.note(self.name, "is worker %d", worker_id)
-        self.seen_term = max(self.seen_term, self.loop._state._term)
+        self.seen_term = max(self.seen_term, self.loop._state._places.term)
         return VirtualHeartbeats(self, self._connect(), worker_id, identity, interval_s)
 
     @property

@@ -50,14 +50,14 @@ class FollowedRun:
 
     def to_json(self) -> str:
         """Return what ``resume`` takes in another process that reads this model."""
-        route = self._following.route
-        seen = {"version": self.version_read, "term": route.term, "standby_list": route.text}
+        places = self._following.places
+        seen = {"version": self.version_read, "term": places.term, "standby_list": places.text}
         return json.dumps(seen)
 
     def resume(self, text: str) -> None:
         seen = json.loads(text)
         self.version_read = seen["version"]
-        self._following.route.accepts(seen)
+        self._following.places.accepts(seen)
 
     @contextmanager
     def _observed(self) -> Iterator[tuple[Observer, dict[str, Any]]]:
@@ -65,7 +65,7 @@ class FollowedRun:
         following.reader = self._number, max(0, self.version_read)
         with following.observed(ANSWER_WITHIN_S) as (observer, report):
             version = int(value_in(report, "version", following.server.address))
-            if version < self.version_read and term_number(following.route.term) > 1:
+            if version < self.version_read and term_number(following.places.term) > 1:
                 raise NoAnswerError(
                     f"the run continues at {following.server.address} from version {version:,}; "
                     f"expected more than version {self.version_read:,}, which was read before"

@@ -19,8 +19,7 @@ from dist_net.training.run.joined_run import offered_by
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import ShuffledRows, local_steps
-from dist_net.wire.address import contact_address
-from dist_net.wire.messages import StepSettings
+from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
 
@@ -92,19 +91,11 @@ def join(
             rows = ShuffledRows(settings.seed, len(dataset.train_targets))
             return local_steps(recipe, dataset, settings, gradient_at=pushed)
 
-        worker = opened.enter_context(
-            WorkerLoop(
-                local_of,
-                server.address,
-                f"{socket.gethostname()[:100]}:{os.getpid()}",
-                offered.digest,
-                recipe.layout.size,
-                keys=server.keys,
-                shares_memory=contact_address(server.address).stays_on_this_host,
-                join_timeout_s=timeout_s,
-                equipment=own_equipment(threads=1),
-            )
-        )
+        name, equipment = f"{socket.gethostname()[:100]}:{os.getpid()}", own_equipment(threads=1)
+        facts = name, 0, offered.digest, recipe.layout.size, True
+        request = Join(*facts, equipment=equipment)
+        worker = WorkerLoop(local_of, server, request, join_timeout_s=timeout_s)
+        opened.enter_context(worker)
         steps = worker.steps()
         try:
             for weights, minibatch in steps:

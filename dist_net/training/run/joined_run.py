@@ -10,20 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.errors import (
     AccessRefusedError,
     InterruptedRunError,
     NoAnswerError,
     ProcessFailedError,
     ProtocolError,
-    SettingError,
 )
 from dist_net.ground.command_line import TRUST
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.kernels import FAST
 from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 from dist_net.processes.supervisor import Supervisor
@@ -31,7 +28,6 @@ from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.segment import available
-from dist_net.wire.standbys import ServerRoute
 from dist_net.wire.transport import ServerAccess
 
 REPORT_EVERY_S = 0.5
@@ -42,8 +38,7 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    With ``may_fork``, a worker runs several processes. ``bits``: see ``kernels``. Raise
-    SettingError.
+    With ``may_fork``, a worker runs several processes. ``bits``: see ``kernels``.
     """
 
     workers: int
@@ -54,17 +49,6 @@ class JoinedRunSettings:
     may_fork: bool = True
     bits: str = FAST
 
-    def __post_init__(self) -> None:
-        timeouts = self.join_timeout_s, self.rejoin_timeout_s
-        is_in_range = 1 <= self.workers <= MAX_WORKERS and 1 <= self.threads <= MAX_THREADS
-        if not is_in_range or not all(0 < each < math.inf for each in timeouts):
-            raise SettingError(
-                f"--workers={self.workers}, --threads={self.threads}, --timeout="
-                f"{self.join_timeout_s:g}, --rejoin-timeout={self.rejoin_timeout_s:g}: expected 1 "
-                f"to {MAX_WORKERS} workers of 1 to {MAX_THREADS} threads, and numbers of seconds "
-                f"above 0"
-            )
-
 
 def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
     """Return the recipe that the server trains; raise ``RecipeError``."""
@@ -73,22 +57,21 @@ def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
 
 
 class JoinedRun:
-    """This host's part in the run of a server that has admitted it.
+    """This host's part in a ``run`` whose server has admitted it.
 
     ``directory`` holds keys and recipe, see ``OfferedRecipe.keep``; ``logs``, the processes' logs.
-    ``route`` learns where the run may continue.
     """
 
     def __init__(
         self,
-        server: ServerAccess,
+        run: Following,
         directory: RunDirectory,
         logs: Path,
         settings: JoinedRunSettings,
         display: TrainingProgress,
-        route: ServerRoute,
     ) -> None:
-        self._run = Following(server, directory.keys, display.warned, route)
+        run.keys, run.notify = directory.keys, display.warned  # of successors
+        self._run = run
         self._directory = directory
         self._settings = settings
         self._display = display

@@ -34,9 +34,9 @@ from dist_net.training.worker import step
 from dist_net.training.worker.cycle import Ended
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
-from dist_net.wire.messages import Snapshot
+from dist_net.wire.messages import Join, Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
-from dist_net.wire.transport import ServerSocket
+from dist_net.wire.transport import ServerAccess, ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
 MAX_THREADS = 65  # a server and workers
@@ -153,15 +153,12 @@ class LocalCluster:
         """
         dataset = self._dataset if recipe is None else recipe.load_dataset()
         recipe = recipe or self.recipe
+        digest, equipment = _loaded(recipe).digest(dataset), own_equipment(threads=1)
+        facts = f"worker-{len(self._workers)}", 0, digest, recipe.layout.size, shares_memory
         loop = WorkerLoop(
             local_of or partial(step.local_steps, recipe, dataset),
-            self.address,
-            f"worker-{len(self._workers)}",
-            _loaded(recipe).digest(dataset),
-            recipe.layout.size,
-            keys=self._worker_keys,
-            shares_memory=shares_memory,
-            equipment=own_equipment(threads=1),
+            ServerAccess(self.address, self._worker_keys),
+            Join(*facts, equipment=equipment),
         )
         self._workers.append(InProcessWorker(loop, self._threads))
         return self._workers[-1]

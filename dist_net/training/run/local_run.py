@@ -16,17 +16,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from socket import gethostname
 from typing import Any, Self
 
 from dist_net.data import Dataset
 from dist_net.errors import (
-    DatasetError,
     DistNetError,
     InterruptedRunError,
     NoAnswerError,
     ProcessFailedError,
-    ProtocolError,
     RunDirectoryError,
     SettingError,
     SupersededError,
@@ -34,17 +31,15 @@ from dist_net.errors import (
 from dist_net.ground.checkpoint import read_checkpoint, read_resumable_checkpoint
 from dist_net.ground.command_line import TRUST
 from dist_net.ground.json_records import record_from_json
-from dist_net.ground.shared_facts import difference
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
-from dist_net.processes.entry import LACKS, STANDBY
+from dist_net.processes.entry import LACKS, READY
 from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
-from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.evaluation import BestWeights, Evaluation
@@ -56,7 +51,6 @@ from dist_net.training.server.copy_pace import SLOW_DISK_BYTES_PER_S
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.state import RunState
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
-from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -151,35 +145,42 @@ REPORTED = (
 )
 
 
-class LocalRun:
-    """The run in ``directory``. ``options``: returned by ``RunOptions.on``.
+@dataclass(frozen=True)
+class RunHost:
+    """This host's part in a run: the run's directory, the processes, and the display.
 
-    ``judge`` evaluates instead of the recipe. With ``follows``, this host is a standby: its server
-    copies the run of another host, which its workers serve, until it takes over.
+    With ``follows``, it is a standby: its server copies that run of another host, which its workers
+    serve, until it takes over.
+    """
+
+    directory: RunDirectory
+    local: LocalRunSettings
+    display: TrainingProgress
+    follows: Following | None = None
+
+
+class LocalRun:
+    """A run whose server is on this host; a standby's is a ``StandbyRun``.
+
+    ``options``: returned by ``RunOptions.on``. ``judge`` evaluates instead of the recipe.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        host: RunHost,
         loaded: LoadedRecipe,
         dataset: Dataset,
         options: RunOptions,
-        *,
-        local: LocalRunSettings,
-        display: TrainingProgress,
         judge: Judge | None = None,
-        follows: Following | None = None,
     ) -> None:
+        directory, local, display = host.directory, host.local, host.display
         settings = self._settings = options.settings(loaded)
         if settings.size_fault and (local.listening.listen or local.ray_address is not None):
             raise SettingError(settings.size_fault)
-        if follows and (facts := difference(settings.recipe_digest, follows.digest)):
-            raise DatasetError("this host has {}, the server {}: {}".format(*facts))
         self._directory = directory
         self._loaded = loaded
         self._options = options
         self._local = local
-        self._follows = follows
         self._display = display
         self._launcher = local.launcher(directory)
         self._supervisor = Supervisor(self._launcher, local.restarts, display.warned)
@@ -282,13 +283,7 @@ class LocalRun:
             arguments += ["--keys", str(self._keys)]
         if self._local.listening.contact is not None:
             arguments += ["--contact", self._local.listening.contact]
-        if self._follows is not None:
-            arguments += ["--follow", self._follows.server.address]
-            arguments += ["--rejoin-timeout", str(self._local.rejoin_timeout_s)]
-            if self._follows.keys is not None:
-                arguments += ["--follow-keys", str(self._follows.keys)]
-        elif self._directory.has_begun:
-            arguments.append("--resume")
+        arguments += self._server_role()
         # It also holds the directory's lock: it may write after this process is killed.
         return ProcessSpec(
             "parameter-server",
@@ -299,14 +294,16 @@ class LocalRun:
             bits=self._options.bits,
         )
 
+    def _server_role(self) -> Sequence[Word]:
+        """Return the arguments by which the server begins, resumes or follows the run."""
+        return ["--resume"] if self._directory.has_begun else []
+
+    def _server_of_workers(self) -> Sequence[Word]:
+        """Return the arguments by which a worker connects to the server."""
+        return self._launcher.worker_options
+
     def _worker(self, name: str) -> ProcessSpec:
-        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY]
-        if self._follows is None:
-            arguments += self._launcher.worker_options
-        else:
-            arguments += ["--connect", self._follows.server.address]
-            if self._follows.keys is not None:
-                arguments += ["--keys", str(self._follows.keys)]
+        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._server_of_workers()]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
         arguments += ["--bits", self._options.bits]
         # Supervised workers wait for their server without a limit.
@@ -317,20 +314,7 @@ class LocalRun:
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         """Watch the run until the server has ended; return its last report, {} of others."""
-        if self._follows is not None:
-            report = self._watch_elsewhere(self._follows, server)
-            if server.exit_code is not None:
-                return {}
-            self._follows = None
-            self._display.warned("the server is lost: this host continues the run")
-            here = [each["host"] for each in report.get("workers", ())].count(gethostname())
-            if here < (self._local.workers or 0):  # the rest waits for the lost server
-                self._supervisor.restart_workers()
-        self._ready(
-            server.wait_until_ready(
-                self._local.start_timeout_s, partial(self._while_starting, server)
-            )
-        )
+        self._ready(self._started(server))
         reason = ""
         while not reason:
             self._wait(server)  # it may have been replaced during an evaluation
@@ -358,53 +342,14 @@ class LocalRun:
         report = observer.shut_down(reason or "every epoch is done")
         return self._await_end(observer, server, report)
 
-    def _watch_elsewhere(self, follows: Following, server: RunningChild) -> dict[str, Any]:
-        """Watch the run on the other host until it is done, or here; return the last report.
+    def _started(self, server: RunningChild, awaited: str = READY) -> list[str]:
+        """Return the addresses of a server, once it has printed the awaited word."""
 
-        This host evaluates, too, so that it has the metrics and the best weights.
-        """
-        report: dict[str, Any] = {}
-        starting = self._local.start_timeout_s, partial(self._while_starting, server)
-        self._keep_ports(server.wait_until_ready(*starting, STANDBY))
+        def show() -> None:
+            self._supervisor.require_running()
+            self._display.loads([server])
 
-        def wait(_waited_s: float) -> None:
-            if server.exit_code == 0:
-                raise NoAnswerError("the run is done")
-            self._wait(server)
-
-        follows.notify = self._display.warned
-        with temporary_directory() as directory:
-            if follows.keys is not None:
-                announce(directory, [follows.server.address], follows.keys)
-            while server.listens_as_standby and server.exit_code is None:
-                observed = follows.observed(SILENCE_S, self._next_record, wait)
-                try:
-                    with observed as (observer, report):
-                        report = self._show(observer, report)
-                except (NoAnswerError, ProtocolError) as error:
-                    if server.exit_code is None:
-                        wait_s = self._local.rejoin_timeout_s
-                        self._silence.begins(
-                            f"{error}; this standby tries again for {wait_s:g} s, and goes on with "
-                            f"the run once most of its hosts have lost the server, too"
-                        )
-                if self._directory.checkpoint.exists():
-                    self._evaluations.take_if_due(report.get("samples", 0), self._copied)
-                ended = self._supervisor.ended_workers
-                self._supervisor.report_ended([each for each in ended if each.child.exit_code])
-                time.sleep(REPORT_EVERY_S)
-        if server.exit_code is not None:
-            if server.exit_code != 0:
-                self._wait(server)
-            self._evaluations.take(self._copied())
-        return report
-
-    def _copied(self) -> Snapshot:
-        """Return the weights of the copy on this host's disk."""
-        checkpoint = read_checkpoint(self._directory.checkpoint)
-        run = RunState.resumed(self._settings, checkpoint)
-        samples = run.ledger.applied_samples
-        return Snapshot(checkpoint.version, samples, checkpoint.evaluated_weights)
+        return server.wait_until_ready(self._local.start_timeout_s, show, awaited)
 
     def _summary(self, report: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON object about the files of the directory."""
@@ -487,10 +432,6 @@ class LocalRun:
         self._display.progressed(report)
         self._notices.notify_changes(report | {"metrics_error": self._metrics.error})
         return report
-
-    def _while_starting(self, server: RunningChild) -> None:
-        self._supervisor.require_running()
-        self._display.loads([server])
 
     def _check_workers(self, ended: Sequence[SupervisedProcess], report: dict[str, Any]) -> None:
         """Warn if no worker is left anywhere; raise ProcessFailedError if none will come."""

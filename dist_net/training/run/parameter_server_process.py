@@ -41,9 +41,8 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import LACKS, STANDBY, StartReports, entry_point, stop_on_signals
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.successor import remembered_in
 from dist_net.training.server.loop import Connect, OtherHosts, ServerLoop, opened_server
-from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
+from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership, remembered_in
 from dist_net.training.server.server_files import ServerFiles
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
@@ -83,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         reports.loads("the weights")
     with ServerSocket(arguments.listen, keys, longest) as listening:
         addresses = shlex.join(listening.contact_addresses)
-        others = remembered_in(directory)
+        others = remembered_in(directory.standbys)
         follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
         key = "" if follow_keys is None else follow_keys.server_public.decode()
         host = arguments.contact or (arguments.follow and host_towards(arguments.follow))

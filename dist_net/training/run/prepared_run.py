@@ -9,15 +9,14 @@ from dist_net.errors import MissingExtraError, RunDirectoryError
 from dist_net.ground.checkpoint import read_resumable_checkpoint
 from dist_net.ground.command_line import AUTO
 from dist_net.ground.printable import counted
-from dist_net.nets.observer import Following
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.run.local_run import LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import RunHost
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.standby_run import run_on
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 
@@ -39,41 +38,26 @@ class PreparedRun(NamedTuple):
         options = options.on(loaded, dataset)
         return cls(loaded, dataset, options, options.settings(loaded))
 
-    def train(
-        self,
-        directory: RunDirectory,
-        local: LocalRunSettings,
-        console: Console,
-        display: TrainingProgress,
-        follows: Following | None = None,
-    ) -> dict[str, Any]:
-        """Train in ``directory``, or resume its run, and plot it; return the run's JSON object.
+    def train(self, host: RunHost) -> dict[str, Any]:
+        """Train in the host's directory, or resume its run, and plot it; return the JSON object.
 
-        ``follows``: see ``LocalRun``; if the run ends elsewhere, the object is empty. Raise the
-        errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
+        Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
         """
-        loaded, settings = self.loaded, self.settings
-        with directory.locked(), display:
+        loaded, settings, directory = self.loaded, self.settings, host.directory
+        console, workers = host.display.console, host.local.workers
+        with directory.locked(), host.display:
             if directory.has_begun:
                 # Raises if the checkpoint does not fit, before any file of the run is changed.
                 RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
-            elif directory.options.exists() and follows is None:
+            elif directory.options.exists() and host.follows is None:
                 console.print(f"{directory.path} has no checkpoint yet: it starts at version 0")
-            workers = AUTO if local.workers is None else counted(local.workers, "worker")
             console.print(
                 f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
                 f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
-                f"{settings.batch_size}; {workers}"
+                f"{settings.batch_size}; "
+                f"{AUTO if workers is None else counted(workers, 'worker')}"
             )
-            training = LocalRun(
-                directory,
-                loaded,
-                self.dataset,
-                self.options,
-                local=local,
-                display=display,
-                follows=follows,
-            )
+            training = run_on(host, loaded, self.dataset, self.options)
             try:
                 return training.run()
             finally:

@@ -72,7 +72,7 @@ class TrainingProgress:
         publish: Publish | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console
+        self.console = console
         self._now = now
         self._began_s = self._printed_s = now()
         self._samples_per_epoch = math.nan  # until the first report
@@ -143,10 +143,10 @@ class TrainingProgress:
             total=total,
             epoch=epoch,
             left=left,
-            details=fitting(details, self._console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
+            details=fitting(details, self.console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
         )
         quiet_s = max(QUIET_S, QUIET_SHARE * (self._now() - self._began_s))
-        if not self._console.is_terminal and self._now() - self._printed_s >= quiet_s:
+        if not self.console.is_terminal and self._now() - self._printed_s >= quiet_s:
             self._line(f"epoch {epoch}, {left} left: {', '.join(details)}")
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
@@ -157,7 +157,7 @@ class TrainingProgress:
 
     def _line(self, text: str, style: str = "") -> None:
         self._printed_s = self._now()
-        self._console.print(text, style=style)
+        self.console.print(text, style=style)
 
 
 class Silence:

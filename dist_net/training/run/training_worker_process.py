@@ -15,8 +15,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.errors import InterruptedRunError, SettingError
-from dist_net.ground.command_line import add_options
+from dist_net.errors import InterruptedRunError
+from dist_net.ground.command_line import add_options, count_from, seconds
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.nets.run_contents import load_run_recipe
@@ -29,9 +29,9 @@ from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.step import local_steps, rehearse
-from dist_net.wire.address import contact_address
-from dist_net.wire.messages import StepSettings
+from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.security import load_peer_keys
+from dist_net.wire.transport import ServerAccess
 
 logger = logging.getLogger("dist_net.training.run.training_worker_process")
 
@@ -55,21 +55,14 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     wait, rejoin = "wait for the first reply of the server", "try to rejoin a silent server"
     add_options(
         parser,
-        ("--threads", int, "N", "threads per worker", 1),
-        ("--timeout", float, "SECONDS", f"{wait} for this long", 10.0),
-        ("--rejoin-timeout", float, "SECONDS", f"{rejoin} for this long", REJOIN_TIMEOUT_S),
+        ("--threads", count_from(1, MAX_THREADS), "N", "threads per worker", 1),
+        ("--timeout", seconds, "SECONDS", f"{wait} for this long", 10.0),
+        ("--rejoin-timeout", seconds, "SECONDS", f"{rejoin} for this long", REJOIN_TIMEOUT_S),
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; raise InterruptedRunError if the run, or this worker, is ended before it is done."""
-    timeouts = arguments.timeout, arguments.rejoin_timeout
-    if not 1 <= arguments.threads <= MAX_THREADS or not all(each > 0 for each in timeouts):
-        raise SettingError(
-            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}, "
-            f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
-            f"{MAX_THREADS}, and numbers of seconds above 0"
-        )
     with StartReports("the dataset") as reports:
         done = _train(arguments, reports)
     if not done.finished:
@@ -106,19 +99,14 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
             reports.close()  # its thread must not be forked
             facts = arguments.parts, loaded.recipe.max_state_size, local_of
             steps_of = opened.enter_context(closing(PartProcesses(*facts))).steps_of
+        own = arguments.name, 0, digest, size, True
         worker = opened.enter_context(
             WorkerLoop(
                 steps_of,
-                arguments.connect,
-                arguments.name,
-                recipe_digest=digest,
-                vector_size=size,
-                keys=keys,
-                shares_memory=contact_address(arguments.connect).stays_on_this_host,
+                ServerAccess(arguments.connect, keys),
+                Join(*own, equipment=equipment, parts=arguments.parts),
                 join_timeout_s=arguments.timeout,
                 rejoin_timeout_s=arguments.rejoin_timeout,
-                equipment=equipment,
-                parts=arguments.parts,
             )
         )
         stop_on_signals(worker.stop, arguments.parent)

@@ -50,8 +50,8 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.standbys import Standby
+from dist_net.wire.segment import BASE, RESULT, Segment, SharedVectors, available
+from dist_net.wire.standbys import ServerPlaces, Standby
 from dist_net.wire.transport import ClientSocket, ServerConnection
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
 """How long a server answers once the run is over and nobody is awaited."""
-
-BASE, RESULT = 0, 1
-"""The states in a worker's shared memory: to begin from, and after its local steps."""
 
 POLL_S = 0.01  # while the last checkpoint is written
 LAST_TRIES = 3
@@ -93,18 +90,19 @@ class OtherServers:
 
     connect: Connect
     notice: Follow
+    _places: ServerPlaces = field(default_factory=lambda: ServerPlaces(()))
     _upstream: ServerConnection | None = None
-    _next_s: float = 0.0
-    _notified: int = 0
 
-    def notify(self, places: Sequence[Standby], now: float) -> None:
+    def notify(self, elsewhere: Sequence[Standby], now: float) -> None:
         """Notify the next place, if it is time. Raise SupersededError if a later term answers."""
         answer = None
         with suppress(DistNetError):  # such as a host that does not admit this one
-            if places and now >= self._next_s:
+            if elsewhere and now >= self._places.silent_since_s + NOTIFY_EVERY_S:
                 self.close()
-                self._next_s, self._notified = now + NOTIFY_EVERY_S, self._notified + 1
-                self._upstream = self.connect(places[self._notified % len(places)])
+                self._places.learn(elsewhere)
+                self._places.turn(now)
+                assert self._places.current is not None
+                self._upstream = self.connect(self._places.current)
                 self._upstream.send(self.notice)
             answer = self._upstream and self._upstream.receive(0.0)
         if isinstance(answer, Followed) and answer.term > self.notice.term:

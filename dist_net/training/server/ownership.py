@@ -14,6 +14,7 @@ from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
 from dist_net.ground.files import HOST_DISK, Disk, replacing
+from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class RunOwnership:
 def last_term(path: Path) -> int:
     """Return the term of the last claim in the file ``path``; 0 if there is none."""
     return _term_in(_claim_in(path))
+
+
+def remembered_in(path: Path) -> Remembered:
+    """Return the other hosts and the standbys of a run, from the file ``path``, if it exists."""
+    return Remembered.from_json(path.read_bytes()) if path.exists() else NOTHING
 
 
 def _claim_in(path: Path, disk: Disk = HOST_DISK) -> str:

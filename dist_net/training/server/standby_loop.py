@@ -25,7 +25,7 @@ from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standbys import NOTHING, Remembered, fingerprint
 from dist_net.training.server.succession import VISIT_S, Succession
 from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
-from dist_net.wire.standbys import ServerRoute, Standby, standbys_text
+from dist_net.wire.standbys import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +90,10 @@ class StandbyLoop:
             copy.copied_term = others.copied_term or others.term
             copy.arrived = copy.version, copy.copied_term
         self._remembers = remembers
-        self._route = ServerRoute(own.address)
-        places = (*others.former, *others.standbys)
-        self._route.learn(standbys_text(Standby(*each[:2]) for each in places))
+        self._places = self._succession.places
+        self._places.learn(Standby(*each[:2]) for each in (*others.former, *others.standbys))
         self._upstream = connect(server)
         self._visitors: dict[bytes, Message] = {}
-        self._turned_s = now
         self._next_request_s = now + COPYING_S  # after ``heard_s``, or it looks like an answer
         self._newest = 0, 0  # the server's version, and its term
         self._facts_s = self._state_s = -math.inf  # when they were last requested
@@ -163,7 +161,7 @@ class StandbyLoop:
                     return True
             self._write(writer, now)
             is_due = self._succession.is_due(self._copy.copied_term, self._copy.version, now)
-            silent_s = now - self._succession.heard_s
+            silent_s = now - self._places.heard_s
             if is_due and self._copy.is_whole and self._writing is None:
                 logger.warning("server_lost silent_s=%.1f", silent_s)
                 return False
@@ -194,15 +192,14 @@ class StandbyLoop:
 
     @property
     def _place(self) -> Standby:
-        return self._route.current or self._given
+        return self._places.current or self._given
 
     def _request(self, now: float) -> None:
         """Send the requests that are due; to the next place after a long silence of the server."""
-        if now > max(self._succession.heard_s, self._turned_s) + ANSWER_WITHIN_S:
-            self._route.turn()
+        if now > self._places.silent_since_s + ANSWER_WITHIN_S:
+            self._places.turn(now)
             self.close()
             self._upstream = self._connect(self._place)
-            self._turned_s = now
             self._window.clear()
         while part_bytes := self._part_due(now):
             self._send(now, part_bytes)
@@ -232,7 +229,7 @@ class StandbyLoop:
             wants = part_bytes, copy.state_version, start
             # A promise to a server counts once its term is on the disk: see ``_answered``.
             is_stored = self._others.term == self._succession.others.term
-            times = now, self._succession.heard_s if is_stored else 0.0
+            times = now, self._places.heard_s if is_stored else 0.0
             stored = fingerprint(self._others.voters[-1]) if self._others.voters else ""
             self._upstream.send(Follow(*who, *has, *wants, *times, stored, leaves))
         except NoAnswerError as error:
@@ -252,7 +249,6 @@ class StandbyLoop:
         return False
 
     def _take_in(self, followed: Followed, now: float) -> None:
-        self._route.learn(followed.standbys)
         # A pause for longer would look like silence.
         self._next_request_s = min(self._next_request_s, now + FOLLOW_EVERY_S)
         self._newest = followed.version, followed.term

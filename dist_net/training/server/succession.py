@@ -9,7 +9,7 @@ from dist_net.training.server.members import NO_WORKER, VoterId
 from dist_net.training.server.standbys import NOTHING, Remembered, ids_of, is_majority
 from dist_net.wire.lateness import Standstill
 from dist_net.wire.messages import Follow, Followed
-from dist_net.wire.standbys import MAX_STANDBYS, Standby
+from dist_net.wire.standbys import MAX_STANDBYS, ServerPlaces, Standby, standbys_in
 
 VISIT_S = 10.0
 """How long a visit counts: visitors try each standby in turn."""
@@ -18,13 +18,13 @@ VISIT_S = 10.0
 class Succession:
     """The standby at ``own``. Times are seconds on one monotonic clock.
 
-    ``heard_s`` is at first the start of the process: the one before may have heard the server then.
+    It counts as heard at the start of the process: the one before may have heard the server then.
     """
 
     def __init__(self, own: Standby, takeover_after_s: float, now: float) -> None:
         self._own = own
         self._takeover_after_s = takeover_after_s
-        self.heard_s, self._stops = now, Standstill(now)
+        self.places, self._stops = ServerPlaces(own=own.address, now=now), Standstill(now)
         self.others = NOTHING
         """The voters, standbys and former servers of the run, for its next server."""
         self._visits_s: dict[VoterId, float] = {}
@@ -36,7 +36,8 @@ class Succession:
         former = dict.fromkeys(((server.address, server.public_key), *others.former))
         known = others.voters, others.standbys, tuple(former)[:MAX_STANDBYS]
         self.others = Remembered(*known, followed.term)
-        self.heard_s = max(self.heard_s, min(followed.sent_s, now))
+        self.places.learn(standbys_in(followed.standbys))
+        self.places.heard_s = max(self.places.heard_s, min(followed.sent_s, now))
 
     def visits(self, voter_id: VoterId, now: float) -> None:
         """Record that a peer has lost the server, if it is a voter of the run."""
@@ -58,10 +59,10 @@ class Succession:
         Call this several times a second. Time in which this process was stopped does not count. A
         standby without an address only copies.
         """
-        self.heard_s += self._stops.seconds(now)
-        if now < self.heard_s + self._takeover_after_s or not self._own.address:
+        self.places.heard_s += self._stops.seconds(now)
+        if now < self.places.heard_s + self._takeover_after_s or not self._own.address:
             return False
-        since_s = max(self.heard_s, now - VISIT_S)
+        since_s = max(self.places.heard_s, now - VISIT_S)
         reached = {voter for voter, seen_s in self._visits_s.items() if seen_s > since_s}
         lists, own_id = self.others.voters, (self._own.public_key, NO_WORKER)
         has_vote = lists != () and own_id in ids_of(lists[-1])

@@ -40,7 +40,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.standbys import PATIENCE, ServerRoute, Standby
+from dist_net.wire.standbys import PATIENCE, ServerPlaces, Standby, standbys_in
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +143,9 @@ class WorkerCycle:
         self._worker_id = 0
         self._last_request_id = 0
         self._request: Join | Pull | Push = join
-        self._asked_s = -math.inf
         self._work: Work | None = None
         self._began_s = 0.0
-        self._heard_s = -math.inf
-        self._term = 0
-        self._route = ServerRoute()
+        self._places = ServerPlaces()
         self._answer_bytes = 0  # the arrays of the last Work
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
@@ -157,7 +154,7 @@ class WorkerCycle:
         """The time at which a missing answer is overdue; infinity if none is missing."""
         if self.phase not in (Phase.JOINING, Phase.REQUESTING):
             return math.inf
-        return max(self._asked_s, self._heard_s) + self._answer_timeout_s
+        return self._places.silent_since_s + self._answer_timeout_s
 
     @property
     def _travelling_bytes(self) -> int:
@@ -188,7 +185,7 @@ class WorkerCycle:
         if isinstance(message, (Work, Welcome)) and message.request_id < self._last_request_id:
             logger.debug("late_message kind=%s", type(message).__name__)
             return []
-        self._heard_s = now
+        self._places.heard_s = now
         match self.phase, message:
             case _, Stop():
                 return self.leave(message.reason, message.finished)
@@ -204,9 +201,9 @@ class WorkerCycle:
         )
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[WorkerCommand]:
-        if welcome.term < self._term:  # another server has continued its run: it may be elsewhere
+        if welcome.term < self._places.term:  # another server has continued its run, elsewhere
             return []
-        self._term = welcome.term
+        self._places.term = welcome.term
         if not self._was_in:
             self._was_in = True
             self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
@@ -218,14 +215,14 @@ class WorkerCycle:
     def _begin_lease(self, work: Work, now: float) -> list[WorkerCommand]:
         self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
         travelled_bytes = self._travelling_bytes
-        if travelled_bytes and now > self._asked_s:
-            self._seen_bytes_per_s = travelled_bytes / (now - self._asked_s)
+        if travelled_bytes and now > self._places.tried_s:
+            self._seen_bytes_per_s = travelled_bytes / (now - self._places.tried_s)
         self._answer_bytes = 0 if work.state is None else work.state.nbytes
         self.phase, self._work, self._began_s = Phase.COMPUTING, work, now
         return []
 
     def start(self, now: float) -> list[WorkerCommand]:
-        self._heard_s = now
+        self._places.heard_s = now
         return self._try_to_join(now)
 
     def _try_to_join(self, now: float) -> list[WorkerCommand]:
@@ -235,7 +232,7 @@ class WorkerCycle:
         self._try_s = min(2 * self._try_s, MAX_TRY_S)
         self._worker_id = 0
         join = self._join._replace(request_id=self._next_request_id())
-        if self._route.current is not None:
+        if self._places.current is not None:
             join = join._replace(shares_memory=False)  # a standby is on another host
         return [self._ask(join, now)]
 
@@ -257,7 +254,7 @@ class WorkerCycle:
         The server is alive, but its answer to the last request may take long: frames are slow on
         some networks. A server that does not know this worker refuses the heartbeat.
         """
-        self._heard_s = max(self._heard_s, sent_s)
+        self._places.heard_s = max(self._places.heard_s, sent_s)
         if not self._worker_id:
             return []
         match answer:
@@ -266,7 +263,7 @@ class WorkerCycle:
             case Stop():
                 return self.leave(answer.reason, answer.finished)
             case Alive():
-                self._route.learn(answer.standbys)
+                self._places.learn(standbys_in(answer.standbys))
                 if self.phase is Phase.REQUESTING:
                     return self._look_for_losses(answer, sent_s, now)
         return []
@@ -276,10 +273,10 @@ class WorkerCycle:
         request_id = self._request.request_id
         if alive.answered_id < request_id <= alive.received_id:
             # The answer depends on other workers.
-            self._asked_s = max(self._asked_s, sent_s)
+            self._places.tried_s = max(self._places.tried_s, sent_s)
             return []
         travel_s = MAX_TRAVEL_S + PATIENCE * self._travelling_bytes / self._seen_bytes_per_s
-        if sent_s <= self._asked_s + travel_s:
+        if sent_s <= self._places.tried_s + travel_s:
             return []
         logger.warning(
             "message_lost server=%s request=%d received=%d answered=%d",
@@ -296,9 +293,10 @@ class WorkerCycle:
     def tick(self, now: float) -> list[WorkerCommand]:
         """Join again after a long silence; raise ``ServerLostError`` after the rejoin timeout."""
         if now >= self.overdue_at_s:
-            if self._route.turn():
+            if self._places.turn(now):
                 self._try_s = FIRST_TRY_S
-            return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
+            silent_s = now - self._places.heard_s
+            return self._rejoin(f"it has been silent for {silent_s:.1f} s", now)
         return []
 
     def rejoin_with_frames(self, reason: str, now: float) -> list[WorkerCommand]:
@@ -317,7 +315,7 @@ class WorkerCycle:
             logger.warning(
                 "rejoining server=%s reason=%s timeout_s=%g", self._address, reason, self._left_s
             )
-        return [Reconnect(self._route.current), *self._try_to_join(now)]
+        return [Reconnect(self._places.current), *self._try_to_join(now)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, by the server's command or the worker's decision."""
@@ -332,7 +330,7 @@ class WorkerCycle:
         return self._ask(pull, now)
 
     def _ask(self, request: Join | Pull | Push, now: float) -> SendToServer:
-        self._request, self._asked_s = request, now
+        self._request, self._places.tried_s = request, now
         return SendToServer(request)
 
     def _next_request_id(self) -> int:

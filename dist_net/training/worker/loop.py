@@ -29,11 +29,10 @@ from dist_net.training.worker.cycle import (
     WorkerCycle,
 )
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
+from dist_net.wire.address import contact_address
 from dist_net.wire.handshakes import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import (
-    UNKNOWN_EQUIPMENT,
-    Equipment,
     Join,
     Message,
     SegmentAddress,
@@ -41,15 +40,11 @@ from dist_net.wire.messages import (
     Welcome,
 )
 from dist_net.wire.packing import StatePacking
-from dist_net.wire.security import PeerKeys
-from dist_net.wire.segment import Segment, SharedVectors, available
+from dist_net.wire.segment import BASE, RESULT, Segment, SharedVectors, available
 from dist_net.wire.standbys import Standby
 from dist_net.wire.transport import ClientSocket, ServerAccess, ServerConnection, access_to
 
 logger = logging.getLogger(__name__)
-
-BASE, RESULT = 0, 1
-"""The states in the memory that the server shares: to begin from, and after the local steps."""
 
 
 class Heartbeats(Protocol):
@@ -82,12 +77,13 @@ class Environment(Protocol):
 
 
 class ProcessEnvironment:
-    """The environment of a real process; its server is at ``address``."""
+    """The environment of a real process."""
 
-    def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
-        self._given = self._server = ServerAccess(address, keys)
+    def __init__(self, server: ServerAccess, shares_memory: bool) -> None:
+        self._given = self._server = server
         self._hang_ups_s = SETTLED_S
-        self.shares_memory = shares_memory and available()
+        is_near = contact_address(server.address).stays_on_this_host
+        self.shares_memory = shares_memory and is_near and available()
         self.clock: Clock = SystemClock()
         self.random: Random = SystemRandom()
 
@@ -107,33 +103,25 @@ class ProcessEnvironment:
 
 
 class WorkerLoop(AbstractContextManager["WorkerLoop"]):
-    """Train for the server at ``address`` until the run is over.
+    """Train for ``server`` until the run is over.
 
-    ``local_of`` returns the local steps for a run's settings. ``recipe_digest`` and ``vector_size``
-    must equal the server's. With ``shares_memory``, states stay in shared memory, for a server on
-    this host. The server must answer the first message within ``join_timeout_s``. Later, if it is
-    silent for longer than its heartbeat timeout, the worker tries to rejoin for
-    ``rejoin_timeout_s``. The server's status shows ``equipment``. ``parts`` of a lease are taken at
-    the same time.
+    ``local_of`` returns the local steps for a run's settings. ``join`` is the request to join; this
+    object draws its identity, and states stay in shared memory only for a server on this host. The
+    server must answer the first message within ``join_timeout_s``. Later, if it is silent for
+    longer than its heartbeat timeout, the worker tries to rejoin for ``rejoin_timeout_s``.
     """
 
     def __init__(
         self,
         local_of: LocalStepsOf,
-        address: str,
-        name: str,
-        recipe_digest: str,
-        vector_size: int,
+        server: ServerAccess,
+        join: Join,
         *,
-        keys: PeerKeys | None = None,
-        shares_memory: bool = False,
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
-        equipment: Equipment = UNKNOWN_EQUIPMENT,
-        parts: int = 1,
         environment: Environment | None = None,
     ) -> None:
-        around = environment or ProcessEnvironment(address, keys, shares_memory)
+        around = environment or ProcessEnvironment(server, join.shares_memory)
         self._around = around
         self._clock = around.clock
         self._local_of = local_of
@@ -144,9 +132,8 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         self._stop_requested: str | None = None
         self._shared: SharedVectors | None = None
         self._identity = around.random.getrandbits(63)
-        facts = name, self._identity, recipe_digest, vector_size, around.shares_memory
-        join = Join(*facts, equipment=equipment, parts=parts)
-        self._state = WorkerCycle(join, address, join_timeout_s, rejoin_timeout_s)
+        join = join._replace(identity=self._identity, shares_memory=around.shares_memory)
+        self._state = WorkerCycle(join, server.address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
         """Leave the run in the next turn of the loop; may be called by a signal handler."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import SegmentError
-from dist_net.training.server.loop import BASE, RESULT
+from dist_net.wire.segment import BASE, RESULT
 from simulation.memory import VirtualMemory
 
 SERVER, SIZE = 1, 3

@@ -10,12 +10,13 @@ from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import (
-    LocalRun,
     LocalRunSettings,
+    RunHost,
     checkpoint_grace_s,
     with_port_of,
 )
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.standby_run import run_on
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.wire.transport import ServerAccess
 from naming import naming
@@ -59,15 +60,8 @@ def test_a_standby_with_another_recipe_or_other_data_is_refused(
 
     def stand_by(digest: str) -> None:
         following = Following(ServerAccess("tcp://127.0.0.1:1", None), digest=digest)
-        LocalRun(
-            RunDirectory(tmp_path),
-            loaded,
-            dataset,
-            options,
-            local=LocalRunSettings(0),
-            display=TrainingProgress(console),
-            follows=following,
-        )
+        local, display = LocalRunSettings(0), TrainingProgress(console)
+        run_on(RunHost(RunDirectory(tmp_path), local, display, following), loaded, dataset, options)
 
     stand_by(own)
     with pytest.raises(DatasetError, match=naming("this host has", "the server", named)):

@@ -42,7 +42,7 @@ from dist_net.wire.messages import (
 from dist_net.wire.standbys import (
     KEY_LENGTH,
     MAX_STANDBYS,
-    ServerRoute,
+    ServerPlaces,
     Standby,
     standbys_in,
     standbys_text,
@@ -395,15 +395,15 @@ def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
         assert due(one, 5.0) == is_due
 
 
-def test_a_route_turns_from_place_to_place_and_leaves_out_the_own_one() -> None:
+def test_places_are_tried_in_turn_and_leaves_out_the_own_one() -> None:
     one, other = Standby("tcp://10.0.0.2:5", KEY), Standby("tcp://[fe80::1]:6")
     text = standbys_text([one, other])
     assert standbys_in(text) == [one, other]
     assert standbys_in("tcp://x:5 short ftp://x - tcp://x:5") == []
-    route = ServerRoute(other.address)
-    assert not route.turn()
-    route.learn(text)
-    assert [route.turn() and route.current for _ in range(3)] == [one, None, one]
+    places = ServerPlaces(own=other.address)
+    assert not places.turn(0.0)
+    places.learn(standbys_in(text))
+    assert [places.turn(0.0) and places.current for _ in range(3)] == [one, None, one]
 
 
 @pytest.mark.parametrize("has_momentum", [False, True])

@@ -12,7 +12,7 @@ from dist_net.ground.vector import Vector
 from dist_net.optim import SGD, UpdateRule
 from dist_net.training.worker.cycle import Compute, Ended
 from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
-from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
+from dist_net.training.worker.loop import WorkerLoop
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
@@ -29,7 +29,9 @@ from dist_net.wire.messages import (
     Work,
 )
 from dist_net.wire.packing import StatePacking
+from dist_net.wire.segment import BASE, RESULT
 from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ServerAccess
 from naming import naming
 
 SIZE, STATE_SIZE = 3, 4
@@ -118,7 +120,8 @@ class Bench:
     def __init__(self, around: Around | None = None) -> None:
         self.around = around or Around()
         self.step = Ones()
-        self.loop = WorkerLoop(self.local_of, "server", "one", "abc", SIZE, environment=self.around)
+        server, request = ServerAccess("server", None), Join("one", 0, "abc", SIZE)
+        self.loop = WorkerLoop(self.local_of, server, request, environment=self.around)
         self.turns = self.loop.turns()
         self.command: Any = next(self.turns)
 
