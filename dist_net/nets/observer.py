@@ -192,8 +192,8 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
         reference = str(value_in(observer.status(NO_RECORDS), "recipe", address))
     if not isinstance(origin_of(reference), BuiltInOrigin):
         raise RecipeError(
-            f"the server at {address} trains {reference!r}, which is no built-in recipe; of a "
-            f"Python file, pass the path on this host: dist-net worker PATH --connect {address}. "
-            f"Else let the server's token send the recipe: dist-net join"
+            f"the server at {address} trains {reference!r}, which is no built-in recipe; pass the "
+            f"path of the same file on this host: dist-net worker PATH --connect {address}, or let "
+            f"the server's token send its recipe: dist-net join"
         )
     return reference
