@@ -29,7 +29,6 @@ ANOTHER_RUN = (
 )
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
-_KIND = struct.Struct("<B59x")
 _APPLIED = struct.Struct("<BBHQQIIIIQIIff")
 _STARTED = struct.Struct("<B3xQQdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
@@ -117,48 +116,49 @@ def encode_header(identity: bytes) -> bytes:
 
 
 def encode_record(record: JournalRecord) -> bytes:
-    if isinstance(record, Applied):
-        rate, momentum, rate_of_others = record.outer
-        epoch, start, stop, *how, parts = record.steps
-        bits = record.is_packed + 2 * (rate_of_others == 1) + 4 * (parts - 1)
-        staleness = record.version - record.base_version
-        numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
-        return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, rate, momentum))
-    if isinstance(record, Started):
-        version, term, *whole, rate, clip_norm, decay = record
-        return _with_checksum(_STARTED.pack(2, version, term, rate, clip_norm, decay, *whole))
-    if isinstance(record, Computing):
-        version, kernels, blas = record
-        return _with_checksum(_COMPUTING.pack(4, version, kernels, blas.encode()[:40]))
-    if isinstance(record, WorkersCounted):
-        return _with_checksum(_WORKERS_COUNTED.pack(5, *record))
-    return _with_checksum(_CHECKPOINTED.pack(3, *record))
+    match record:
+        case Applied():
+            rate, momentum, rate_of_others = record.outer
+            epoch, start, stop, *how, parts = record.steps
+            bits = record.is_packed + 2 * (rate_of_others == 1) + 4 * (parts - 1)
+            staleness = record.version - record.base_version
+            numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
+            content = _APPLIED.pack(1, bits, record.together, *numbers, rate, momentum)
+        case Started():
+            version, term, threads, batch_size, epochs, *limits = record
+            content = _STARTED.pack(2, version, term, *limits, threads, batch_size, epochs)
+        case Checkpointed():
+            content = _CHECKPOINTED.pack(3, *record)
+        case Computing(version, kernels, blas):
+            content = _COMPUTING.pack(4, version, kernels, blas.encode()[:40])
+        case WorkersCounted():
+            content = _WORKERS_COUNTED.pack(5, *record)
+    return _with_checksum(content)
 
 
 def decode_record(block: bytes) -> JournalRecord:
     """Invert ``encode_record``. Raise ``JournalDamagedError`` for a damaged block."""
     content = _checked(block)
-    (kind,) = _KIND.unpack(content)
-    if kind == 1:
-        _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
-        start, size, epoch, progress, pace, batch_size, rate, momentum = rest
-        outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
-        lease = epoch, start, start + size, progress, pace, batch_size, 1 + (bits >> 2)
-        base_version, is_packed = version - staleness, bool(bits & 1)
-        return Applied(
-            version, worker, LeaseSteps(*lease), base_version, is_packed, together, outer
-        )
-    if kind == 2:
-        _, version, term, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
-        return Started(version, term, threads, batch_size, epochs, *limits)
-    if kind == 3:
-        return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
-    if kind == 4:
-        _, version, kernels, blas = _COMPUTING.unpack(content)
-        return Computing(version, kernels, blas.rstrip(b"\0").decode(errors="replace"))
-    if kind == 5:
-        return WorkersCounted(*_WORKERS_COUNTED.unpack(content)[1:])
-    raise JournalDamagedError(f"its kind is {kind}, expected 1 to 5")
+    match content[0]:
+        case 1:
+            _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
+            start, size, epoch, progress, pace, batch_size, rate, momentum = rest
+            how = progress, pace, batch_size, 1 + (bits >> 2)
+            steps = LeaseSteps(epoch, start, start + size, *how)
+            outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
+            base = version - staleness
+            return Applied(version, worker, steps, base, bool(bits & 1), together, outer)
+        case 2:
+            _, version, term, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
+            return Started(version, term, threads, batch_size, epochs, *limits)
+        case 3:
+            return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
+        case 4:
+            _, version, kernels, blas = _COMPUTING.unpack(content)
+            return Computing(version, kernels, blas.rstrip(b"\0").decode(errors="replace"))
+        case 5:
+            return WorkersCounted(*_WORKERS_COUNTED.unpack(content)[1:])
+    raise JournalDamagedError(f"its kind is {content[0]}, expected 1 to 5")
 
 
 def _with_checksum(content: bytes) -> bytes:
@@ -179,12 +179,7 @@ class _RecordOrder:
 
     def __init__(self) -> None:
         self.first_version = self.version = -1
-        self._missing = 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no record of the last version is missing."""
-        return self._missing == 0
+        self.missing = 0  # records of the last version
 
     def take(self, record: JournalRecord) -> None:
         """Raise ``JournalDamagedError`` for a record that no server writes at this point."""
@@ -194,25 +189,26 @@ class _RecordOrder:
                 f"version {self.first_version}"
             )
         if isinstance(record, Applied):
-            self._missing = (record.together if self.is_whole else self._missing) - 1
+            self.missing = (self.missing or record.together) - 1
             self.version = record.version
         elif self.version < 0:
             self.first_version = self.version = record.version
 
     def _allows(self, record: JournalRecord) -> bool:
+        is_whole = not self.missing
         match record:
             case Applied():
                 return (
-                    record.version == self.version + self.is_whole
+                    record.version == self.version + is_whole
                     and 0 <= self.first_version <= record.base_version < record.version
                     and record.steps.start < record.steps.stop
                     and record.steps.pace > 0 < record.steps.batch_size
-                    and record.together >= 1 + (0 if self.is_whole else self._missing)
+                    and record.together > self.missing
                     and all(0 <= each < math.inf for each in record.outer)
                 )
             case Started():
-                return self.is_whole and (self.version < 0 or record.version == self.version)
-        return self.is_whole and 0 <= self.first_version <= record.version <= self.version
+                return is_whole and (self.version < 0 or record.version == self.version)
+        return is_whole and 0 <= self.first_version <= record.version <= self.version
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,9 +285,9 @@ def decode_journal(content: bytes) -> Journal:
             checkpoints[record.version] = record.weights_sha256
         if isinstance(record, Computing):
             kernels[record.kernels] = record.blas
-        if order.is_whole:
+        if not order.missing:
             version, whole_bytes = order.version, offset + BLOCK_BYTES
-    if fault is None and not order.is_whole:
+    if fault is None and order.missing:
         number = len(content) // BLOCK_BYTES
         fault = f"record {number} is missing: it was applied with the one before"
     if version < 0:

@@ -86,7 +86,7 @@ class SendCopy(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """The worker is gone: release its resources, such as its shared memory."""
+    """Release the resources of a worker that is gone, such as its shared memory."""
 
     worker_id: int
 
@@ -97,6 +97,7 @@ class Record(NamedTuple):
     records: Sequence[JournalRecord]
 
 
+EventKind = Literal["joined", "lost", "back", "left"]
 ServerCommand = SendToPeer | SendCopy | Forget | Record
 
 
@@ -129,6 +130,7 @@ class ParameterServer:
         self.ended_s = math.inf
         self._gone: list[str] = []  # standbys without the last version
         self._readers: dict[int, tuple[int, float]] = {}  # version, and until when it is awaited
+        self._slow_s = run.store.weights.nbytes / SLOW_BYTES_PER_S
         self._waiting: dict[int, Member] = {}
         self._kernels: set[int] = set()  # in the journal
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_REPORTED)
@@ -163,7 +165,7 @@ class ParameterServer:
             case SnapshotRequest(reader, version):
                 store, samples = self.run.store, self.run.ledger.applied_samples
                 snapshot = Snapshot(store.version, samples, store.evaluated_weights)
-                self._reads(reader, version, now + READER_S + self._snapshot_s)
+                self._reads(reader, version, now + READER_S + self._slow_s)
                 commands = [SendToPeer(node, snapshot)]
             case ForgetMember(name):
                 refusal = self.standbys.forget(name, now)
@@ -177,8 +179,7 @@ class ParameterServer:
                 none = Refuse("this server offers no recipe", may_rejoin=False)
                 commands = [SendToPeer(node, self._offer or none)]
             case _:
-                kind = type(message).__name__
-                logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
+                logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message))
         return commands + self._answer_waiting(now)
 
     def stop(self, reason: str, *, is_suspended: bool = False) -> None:
@@ -194,11 +195,6 @@ class ParameterServer:
         if reader and (reader in self._readers or len(self._readers) < MAX_READERS):
             self._readers[reader] = version, until_s
 
-    @property
-    def _snapshot_s(self) -> float:
-        """The time for the weights on a slow link."""
-        return self.run.store.weights.nbytes / SLOW_BYTES_PER_S
-
     def awaited(self, now: float) -> list[str]:
         """Return who may soon have the last version, once the run has ended: standbys, pools."""
         if now < self.ended_s:
@@ -208,12 +204,12 @@ class ParameterServer:
             for version, until_s in self._readers.values()
             if version != self.run.store.version and now < until_s
         ]
-        pools = pools if now < self.ended_s + 2 * READER_S + self._snapshot_s else []
+        pools = pools if now < self.ended_s + 2 * READER_S + self._slow_s else []
         return [*(self.standbys.awaited(now) if self.lets_copy else ()), *pools]
 
     @property
     def lacking(self) -> list[str]:
-        """The hosts of standbys that lack the last version of the run."""
+        """The hosts of standbys that left without the last version, or never had it."""
         return [*self._gone, *self.standbys.lacking(self.run.store.version)]
 
     def tick(self, now: float) -> list[ServerCommand]:
@@ -248,16 +244,9 @@ class ParameterServer:
         member = run.members.join(node, join, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         self._event("back" if formers else "joined", member, now)
-        welcome = Welcome(
-            member.worker_id,
-            self.term,
-            settings.step_settings,
-            settings.heartbeat_interval_s,
-            settings.heartbeat_timeout_s,
-            None,
-            join.request_id,
-        )
-        return [*commands, SendToPeer(node, welcome)]
+        heartbeats = settings.heartbeat_interval_s, settings.heartbeat_timeout_s
+        facts = self.term, settings.step_settings, *heartbeats, None, join.request_id
+        return [*commands, SendToPeer(node, Welcome(member.worker_id, *facts))]
 
     def _requested(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
         """Process a member's next request; drop others."""
@@ -314,15 +303,9 @@ class ParameterServer:
         if not member.refusals:
             member.refused_from = run.store.version
         member.refusals += 1
-        logger.warning(
-            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
-            member.worker_id,
-            member.name,
-            push.lease_id,
-            push.loss_sum,
-            member.refusals,
-            fault,
-        )
+        words = "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s"
+        of_push = push.lease_id, push.loss_sum, member.refusals, fault
+        logger.warning(words, member.worker_id, member.name, *of_push)
         if member.refusals >= REFUSALS_IN_A_ROW:
             cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
             if run.store.version > member.refused_from or run.ledger.collected_samples:
@@ -331,19 +314,15 @@ class ParameterServer:
                 rate = f"use a learning rate below {run.settings.learning_rate:g}"
                 return self._dismiss(member, f"{cause}; if other workers fail too, {rate}", now)
             if all(each.refusals for each in run.members.members):
-                self._blame_state(fault)
+                self.diverges = True
+                self.stop(
+                    f"the training diverges: from version {run.store.version}, no worker arrives "
+                    f"at a result that can be applied ({fault}). Use a learning rate below "
+                    f"{run.settings.learning_rate:g}: --resume continues from version "
+                    f"{self.on_disk.checkpoint_version}, and dist-net replay writes checkpoints of "
+                    f"earlier ones"
+                )
         return self._answer(member, now)
-
-    def _blame_state(self, fault: str) -> None:
-        """End the run without a checkpoint of its state."""
-        self.diverges = True
-        self.stop(
-            f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
-            f"result that can be applied ({fault}). Use a learning rate below "
-            f"{self.run.settings.learning_rate:g}: --resume continues from version "
-            f"{self.on_disk.checkpoint_version}, and dist-net replay writes checkpoints of earlier "
-            f"ones"
-        )
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
         """Answer the worker's request; return nothing if the answer depends on other workers."""
@@ -463,37 +442,18 @@ class ParameterServer:
             self._event("lost", member, now, reason)
         return self._remove(member)
 
-    def _event(
-        self,
-        what: Literal["joined", "lost", "back", "left"],
-        member: Member,
-        now: float,
-        reason: str = "",
-    ) -> None:
+    def _event(self, what: EventKind, member: Member, now: float, reason: str = "") -> None:
         """Log what happened to a member; count and report it unless the run has ended."""
-        logger.log(
-            logging.WARNING if what == "lost" else logging.INFO,
-            "worker_%s worker=%d shared=%s name=%s silent_s=%.2f reason=%s",
-            what,
-            member.worker_id,
-            member.shared,
-            member.name,
-            now - member.heard_s,
-            reason,
-        )
+        words = "worker_%s worker=%d shared=%s name=%s silent_s=%.2f reason=%s"
+        who = member.worker_id, member.shared, member.name, now - member.heard_s
+        logger.log(logging.WARNING if what == "lost" else logging.INFO, words, what, *who, reason)
         if self._stop() is not None:
             return
         self.run.metrics.workers_joined += what in ("joined", "back")
         self.run.metrics.workers_lost += what == "lost"
-        self._events.append(
-            {
-                "number": self._next_event,
-                "what": what,
-                "host": member.equipment.host or member.name,
-                "processes": member.parts,
-                "reason": reason,
-            }
-        )
+        host, processes = member.host or member.name, member.parts
+        event = {"number": self._next_event, "what": what, "host": host, "processes": processes}
+        self._events.append(event | {"reason": reason})
         self._next_event += 1
 
     def _remove(self, member: Member) -> Forget:
