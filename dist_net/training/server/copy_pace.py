@@ -22,7 +22,7 @@ BUSY_SHARE = 0.2
 """The share of the link that a copy takes while states travel to workers; else it takes all."""
 
 KEEPS_UP_S = 10.0
-"""A copy that is behind for longer, or missing for longer, is named."""
+"""A copy that is behind or missing for longer is named."""
 
 PROGRESS_S, PROGRESS_SHARE = 10.0, 0.01
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
@@ -62,7 +62,7 @@ class CopyWindow:
         return int(min(max(limit, MIN_WINDOW_BYTES), MAX_WINDOW_BYTES))
 
     def next_part(self, left_bytes: int, now: float) -> int:
-        """Return the size of the part to request now, if so many bytes are left; 0: none yet."""
+        """Return the size of the part to request now; 0: none yet."""
         part = min(max(self._limit_bytes // PARTS, MIN_PART_BYTES), MAX_PART_BYTES, left_bytes)
         has_room = not self._parts or self.travelling_bytes + part <= self._limit_bytes
         return part if has_room and now >= self._next_s else 0
@@ -72,7 +72,7 @@ class CopyWindow:
         self._parts.append(_Part(size, now, self._arrived_bytes, not self._parts, is_full))
 
     def is_due(self, sent_s: float) -> bool:
-        """Return whether the answer to a request of this time is the first part's, or behind it."""
+        """Return whether an answer to this request is that of the first part, or behind it."""
         return bool(self._parts) and sent_s >= self._parts[0].sent_s
 
     def arrived(self, size: int, share: float, now: float) -> None:
@@ -91,7 +91,6 @@ class CopyWindow:
         self._next_s = max(self._next_s, now) + (1 / share - 1) * used_s
 
     def clear(self) -> None:
-        """Forget the parts: they will not arrive."""
         self._parts.clear()
 
 
@@ -109,12 +108,13 @@ class CopyProgress:
         self._current_s: dict[int, float] = {}  # when the versions sent were last the newest
         self._complete_s = math.inf  # when the copy last had the newest, or was first heard of
         self._longest_s = 0.0  # behind, when its version arrived
-        self._arrived_bytes = self._gained_bytes = 0
+        self._arrived_bytes = self._gained_bytes = self._state_bytes = 0
         self._gained_s = 0.0
 
     def sends(self, state: SentState, now: float) -> None:
         former = list(self._current_s.items())[-2:]  # one may still be written
         self.sent, self._current_s = state, dict([*former, (state.version, now)])
+        self._state_bytes = state.size
 
     def follows(self, follow: Follow, term: int, newest: int, now: float) -> None:
         """Take in a request to the server of this term, which has the version ``newest``."""
@@ -132,13 +132,10 @@ class CopyProgress:
             self.sent = None  # its arrays are kept no longer
         self._arrived_bytes = follow.state_bytes
         gained_bytes = follow.state_bytes - self._gained_bytes
+        self._state_bytes = 0 if self.sent is None else self.sent.size
         is_newest = follow.state_version == newest
         if is_newest and gained_bytes > PROGRESS_SHARE * self._state_bytes:
             self._gained_bytes, self._gained_s = follow.state_bytes, now
-
-    @property
-    def _state_bytes(self) -> int:
-        return 0 if self.sent is None else self.sent.size
 
     @property
     def arrived_share(self) -> float:
@@ -146,7 +143,7 @@ class CopyProgress:
         return min(1.0, self._arrived_bytes / (self._state_bytes or math.inf))
 
     def behind_s(self, now: float) -> float:
-        """Return for how long the copy has lacked a version."""
+        """Return the time for which the copy has lacked a version."""
         return 0.0 if self.version == self._newest else max(0.0, now - self._complete_s)
 
     def is_awaited(self, now: float) -> bool:
@@ -157,7 +154,7 @@ class CopyProgress:
         return self.version != self._newest and now < self._gained_s + patience_s
 
     def warning(self, now: float) -> str | None:
-        """Return that the copy cannot keep up, or is missing; None: neither, or not for long."""
+        """Return a phrase if the copy has been behind or missing for ``KEEPS_UP_S``."""
         behind_s = max(self._longest_s, self.behind_s(now))
         if behind_s < KEEPS_UP_S:
             return None

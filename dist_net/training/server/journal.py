@@ -17,8 +17,6 @@ from dist_net.training.server.journal_records import (
     ANOTHER_RUN,
     BLOCK_BYTES,
     Applied,
-    Checkpointed,
-    Computing,
     Journal,
     Started,
     WorkersCounted,
@@ -42,7 +40,7 @@ def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
 
 
 class JournalTail(NamedTuple):
-    """The end of a journal, after the version of a checkpoint, which ends at ``kept_bytes``.
+    """The end of a journal, after a checkpoint's version, which ends at ``kept_bytes``.
 
     Later records, up to ``last_version``, applied ``samples``. ``counted``: the newest counters.
     """
@@ -77,8 +75,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
                 continue
             if isinstance(record, WorkersCounted):
                 counted = counted or record
-                continue
-            if isinstance(record, Checkpointed | Computing):  # of any earlier version
+            if not isinstance(record, Applied | Started):  # of any earlier version
                 continue
             if record.version == version:
                 together += 1
@@ -88,8 +85,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
             if record.version < version:
                 break
             kept_bytes, last_version = offset, max(last_version, record.version)
-            if isinstance(record, Applied):
-                samples += record.steps.samples
+            samples += record.steps.samples if isinstance(record, Applied) else 0
         raise JournalMismatchError(f"version {version} is not in the journal, or is damaged")
 
 
@@ -116,7 +112,7 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
-    """Rename a journal to the first free ``journal-N``; return its path. Raise FileWriteError."""
+    """Rename a journal to the first free ``journal-N``, and return that. Raise FileWriteError."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(1))
     kept = next(each for each in names if not disk.exists(each))
     try:
@@ -175,8 +171,7 @@ class JournalFile:
     """A journal opened for appending, by the server that started last.
 
     Appended records survive the death of this process; if the host fails, unsynced records may be
-    lost. Records that cannot be written, on a full disk, are kept and retried with the next
-    record; ``error`` holds the reason. Times are seconds on one monotonic clock.
+    lost. Records that cannot be written, on a full disk, are retried with the next record.
     """
 
     def __init__(
@@ -190,10 +185,9 @@ class JournalFile:
         now: float,
         disk: Disk = HOST_DISK,
     ) -> None:
-        """Truncate the file to ``kept_bytes`` and append the start.
+        """Truncate the file to ``kept_bytes``, 0 for a new journal, and append the start.
 
-        With ``kept_bytes == 0``, begin a new journal. Raise ``FileWriteError`` if it cannot be
-        opened, or if it is new and not written; on a full disk, a continued one is written later.
+        Raise ``FileWriteError`` if it cannot be opened, or if it is new and not written.
         """
         self.term = started.term
         self.sync_interval_s = sync_interval_s
@@ -225,7 +219,6 @@ class JournalFile:
         return len(self._unwritten) > MAX_UNWRITTEN_BYTES
 
     def lag(self, now: float) -> JournalLag:
-        """Return the lag of the disk behind the journal."""
         unsynced_bytes = self._unsynced_bytes
         unsynced_s = now - self._oldest_unsynced_s if unsynced_bytes else 0.0
         return JournalLag(unsynced_bytes, unsynced_s, len(self._unwritten), self.error)

@@ -1,10 +1,8 @@
 """The format of a run's journal: the applied results in order, so that a run can be replayed. Pure.
 
 Little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then five kinds of
-records. ``Applied`` is the result of a lease, written before its push is acknowledged; ``Started``,
-the start of a server; ``Checkpointed``, the hash of a version's weights; ``WorkersCounted``, the
-counters of workers, which a restarted server continues. The journal contains no
-arrays: samples, seed and the state before determine the results, but for the rounding of a worker's
+records. An ``Applied`` is written before its push is acknowledged. The journal contains no arrays:
+samples, seed and the state before determine the results, but for the rounding of a worker's
 kernels, which ``Computing`` names.
 """
 
@@ -56,8 +54,8 @@ class Applied(NamedTuple):
 class Started(NamedTuple):
     """The start of a server at ``version``, with which ``term`` begins; see ``next_term``.
 
-    ``threads`` is the thread count of each worker on the server's host. The ``CHANGEABLE``
-    settings may change when a run is resumed, and they affect the weights.
+    ``threads``: of each worker on the server's host. ``CHANGEABLE`` settings affect the weights,
+    and may change when a run is resumed.
     """
 
     version: int
@@ -182,7 +180,7 @@ class _RecordOrder:
         self.missing = 0  # records of the last version
 
     def take(self, record: JournalRecord) -> None:
-        """Raise ``JournalDamagedError`` for a record that no server writes at this point."""
+        """Raise ``JournalDamagedError`` for a record that no server writes next."""
         if not self._allows(record):
             raise JournalDamagedError(
                 f"{record} cannot follow version {self.version} of a journal that begins at "
@@ -213,11 +211,10 @@ class _RecordOrder:
 
 @dataclass(frozen=True, eq=False)
 class Journal:
-    """A journal up to its end, or up to the first damaged record.
+    """A journal up to its end, or up to the first damaged record, which ``fault`` describes.
 
     It covers ``first_version`` to ``version``. ``checkpoints`` maps versions to the SHA-256 of
-    their weights, and ``kernels`` the workers' to their BLAS libraries. ``fault`` describes the
-    first damaged record; None if no record is damaged.
+    their weights, and ``kernels`` the workers' to their BLAS libraries.
     """
 
     identity: bytes
@@ -229,12 +226,10 @@ class Journal:
     fault: str | None
 
     def records(self) -> Iterator[JournalRecord]:
-        """Yield every record, in order."""
         for offset in range(BLOCK_BYTES, len(self.content), BLOCK_BYTES):
             yield decode_record(self.content[offset : offset + BLOCK_BYTES])
 
     def starts(self) -> Iterator[Started]:
-        """Yield the records of server starts."""
         return (record for record in self.records() if isinstance(record, Started))
 
     def updates(self) -> Iterator[Started | tuple[Applied, ...]]:

@@ -73,8 +73,7 @@ class LeaseLedger:
     @property
     def granted(self) -> int:
         """The number of leases that are held, rivals counted once, or collected."""
-        held = {lease.range for lease in self._leases.values()}
-        return len(held) + len(self._collected)
+        return len({lease.range for lease in self._leases.values()}) + len(self._collected)
 
     @property
     def collected_samples(self) -> int:
@@ -88,7 +87,7 @@ class LeaseLedger:
 
     @property
     def samples_ahead(self) -> int:
-        """The number of samples in the range of which the next lease is a part."""
+        """The samples of the range that the next lease begins."""
         return self._pool[0].samples if self._pool else self.samples
 
     def lease_of(self, worker_id: int, lease_id: int | None = None) -> Lease | None:
@@ -133,7 +132,7 @@ class LeaseLedger:
 
     def apply_collected(self) -> None:
         """Record that the collected results are in the state."""
-        self.applied_samples += sum(taken.samples for taken in self._collected)
+        self.applied_samples += self.collected_samples
         self._collected.clear()
 
     def drop_collected(self) -> None:
@@ -150,10 +149,7 @@ class LeaseLedger:
         self._pool.appendleft(left)
 
     def applied_again(self, done: Range) -> bool:
-        """Record that unleased samples are in the state.
-
-        Return False, and change nothing, if some were applied before or are outside the run.
-        """
+        """Record that unleased samples are in the state; return False if some are not unleased."""
         while self._next_epoch <= done.epoch < self.epochs:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
@@ -178,12 +174,9 @@ class LeaseLedger:
 
     def to_json(self) -> dict[str, Any]:
         """Return the state for a checkpoint; leased and collected samples count as not applied."""
-        # Rivals hold the same range.
         leased = {lease.range for lease in self._leases.values()} | {*self._collected}
-        return {
-            "remaining": [list(left) for left in (*sorted(leased), *self._pool)],
-            "next_epoch": self._next_epoch,
-        }
+        remaining = [list(left) for left in (*sorted(leased), *self._pool)]
+        return {"remaining": remaining, "next_epoch": self._next_epoch}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from ``to_json``. ``samples`` must be unchanged; ``epochs`` may be larger.

@@ -270,7 +270,7 @@ class ServerLoop:
     def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
-        next_checkpoint = next_tick + self.files.checkpoint_every_s
+        next_checkpoint = next_tick + self.files.paths.checkpoint_every_s
         while self._server.stop_reason is None:
             self._handle((yield TICK_S))
             now = self._clock.now()
@@ -292,7 +292,7 @@ class ServerLoop:
                 self.files.take_written(written)
                 written = None
             if next_checkpoint <= now < self.files.writes_until_s and written is None:
-                next_checkpoint = now + self.files.checkpoint_every_s
+                next_checkpoint = now + self.files.paths.checkpoint_every_s
                 written = writer.submit(self.files.write_checkpoint, self.run.checkpoint())
         while written is not None and not written.done():
             self._handle((yield POLL_S))

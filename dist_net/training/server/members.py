@@ -25,7 +25,7 @@ MAX_UNHEARD = 1000
 
 
 VoterId = tuple[str, int]
-"""A public key, and the identity of a worker's process, or NO_WORKER of the server and standbys."""
+"""A public key, and the identity of a worker's process; NO_WORKER: the server or a standby."""
 
 NO_WORKER = -1
 
@@ -35,9 +35,8 @@ class Promise:
     """A peer's promise to stay with this server for a while after it heard it last.
 
     The peer counts from ``heard_s``, when it sent the newest message with an answer. Its clock may
-    be off, and drift: this server counts from ``since_s`` on its own clock, when it received the
-    message whose answer the peer had before that. ``joined_s``: when it received the ``Join``; a
-    worker sends other messages only after the answer.
+    drift: this server counts from ``since_s`` on its own clock, when it received the message whose
+    answer the peer had before that, or the ``Join`` at ``joined_s``.
     """
 
     joined_s: float = -math.inf
@@ -67,16 +66,13 @@ class Promise:
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the connection of its last request; ``identity`` was in its ``Join``.
-    ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
-    request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
-    exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
-    the results refused in a row, the first at version ``refused_from``. It is overdue after
-    ``patience_s`` of silence. ``began_s``: its lease was granted, while it computes; None else.
-    ``starts`` counts this process and those of its name that were known when it joined.
-    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
-    ``parts`` processes take at the same time, on minibatches of ``batch_size``; 0 before the first
-    lease is measured.
+    ``node`` is the connection of its last request. ``received_id`` and ``answered_id`` are the
+    numbers of its last request and the last answered request. ``progress_s`` is the time of its
+    last pull or push. With ``shared``, states are exchanged in shared memory; ``base`` is the state
+    that its lease, granted at ``began_s``, began from. ``refusals`` counts the results refused in a
+    row, the first at version ``refused_from``. It is overdue after ``patience_s`` of silence.
+    ``starts`` counts this process and earlier ones of its name. ``lease_times`` are of its local
+    steps, which ``parts`` processes take at the same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -111,24 +107,18 @@ class Member:
 
     @property
     def host(self) -> str:
-        """The name that it claims, for people."""
+        """The name that it claims."""
         return self.equipment.host
-
-    @property
-    def round_trip_s(self) -> float:
-        """The time of a push and its answer, with their states; 0 before the first."""
-        return self.lease_times.exchange_s
 
     def has_computed(self, steps: LeaseSteps, computed_s: float, now: float) -> None:
         """Measure a lease, of which the worker computed for ``computed_s``."""
         took_s = 0.0 if self.began_s is None else now - self.began_s
-        batch_size = steps.batch_size
-        minibatches = minibatches_in(steps.samples, batch_size)
+        minibatches = minibatches_in(steps.samples, steps.batch_size)
         latest = measured(took_s, computed_s, minibatches, steps.parts)
         if latest is not None:
-            known = self.lease_times
-            self.lease_times = known.averaged(latest) if batch_size == self.batch_size else latest
-            self.batch_size = batch_size
+            is_alike = steps.batch_size == self.batch_size
+            self.lease_times = self.lease_times.averaged(latest) if is_alike else latest
+            self.batch_size = steps.batch_size
 
     def computed_of(self, steps: LeaseSteps, now: float) -> int:
         """Estimate how many samples of its lease are computed, by the times of earlier leases."""
@@ -148,7 +138,7 @@ class Member:
             "pushes": self.pushes,
             "samples_per_s": self.speed.samples_per_s(now),
             "staleness_mean": self.staleness_sum / self.pushes if self.pushes else 0.0,
-            "round_trip_s": self.round_trip_s,
+            "round_trip_s": self.lease_times.exchange_s,
             "heard_s_ago": now - self.heard_s,
             "progress_s_ago": now - self.progress_s,
         }
@@ -158,8 +148,7 @@ class Membership:
     """The workers by id. Ids count up from ``first_worker_id`` and are never reused.
 
     A worker is overdue after ``heartbeat_timeout_s`` without a message, and then ``silent`` until
-    the next one: others may compute its lease too. It may be dead, stopped or cut off, or its
-    gradient function holds the interpreter's lock, and so delays its heartbeats.
+    the next one: others may compute its lease too.
     """
 
     def __init__(self, heartbeat_timeout_s: float, first_worker_id: int = 1) -> None:
@@ -218,8 +207,7 @@ class Membership:
     def running_s(self, now: float) -> float:
         """Return ``now`` on a clock that stands still while the server is stopped.
 
-        Call this several times a second. The server could not receive heartbeats meanwhile: the
-        workers were heard, and began their leases, as much later.
+        Call this several times a second: workers were heard, and began their leases, as much later.
         """
         stopped_s = self._stops.seconds(now)
         for member in self._members.values() if stopped_s else ():

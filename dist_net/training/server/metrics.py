@@ -9,7 +9,7 @@ from typing import Any
 
 RECORDS_PER_EPOCH = 20
 RECORD_SHARE = 1 / 1000
-"""Metric records are at least this share of a run's time apart, so that short epochs write few."""
+"""The shortest time between metric records, as a share of the run's: short epochs write few."""
 
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
 RECORDS_KEPT = 10_000  # in memory, until an observer fetches them
@@ -18,7 +18,7 @@ RECORDED = (
     *("samples", "epoch", "version", "loss", "staleness_mean", "samples_per_s", "seconds"),
     "learning_rate",
 )
-"""The numbers in every metric record; the record also has an ``accuracy``, which may be None."""
+"""The numbers in every metric record, besides an ``accuracy`` that may be None."""
 
 NOT_REPORTED = {
     *("working_s", "waiting_s", "staleness_sum", "staleness_buckets", "kernels", "window"),
@@ -35,10 +35,9 @@ NOISE = 0.02
 
 
 def loss_change(before: float, after: float, first: float) -> float:
-    """Return the rise from one loss of a run to another (a fall is negative) as a share of both.
+    """Return the rise of a loss (a fall is negative) as a share of its size.
 
-    It is relative to the size of ``before``, or to ``NOISE`` times the ``first`` loss if that is
-    larger: a share of 0, or of a negative number, means nothing.
+    The size is that of ``before``, or ``NOISE`` times the ``first`` loss if that is larger.
     """
     if not math.isfinite(before):
         return -math.inf if math.isfinite(after) else 0.0
@@ -71,17 +70,14 @@ class RecentSpeed:
         return self._since_s is not None
 
     def has_work(self, now: float) -> None:
-        """Start to measure, unless the worker already has work."""
         if self._since_s is None:
             self._since_s = now
 
     def waits(self, now: float) -> None:
-        """Stop measuring until the worker has work again."""
         self._advance(now)
         self._since_s = None
 
     def computed(self, samples: int, now: float) -> None:
-        """Count samples of gradients that have arrived."""
         self._advance(now)
         self._samples += samples
 
@@ -107,15 +103,13 @@ class RecentSpeed:
 class RunMetrics:
     """Counters and metric records of a run; a resumed run continues the checkpoint's counters.
 
-    Only the newest records are kept, for an observer to fetch. ``next_record`` is the number of
-    records made so far. ``seconds`` runs from the first lease to the last applied push, without
-    interruptions of the run. ``working_s`` and ``waiting_s`` are sums over the workers: a lease
-    until its push, and a push until the next lease. ``staleness_buckets[n]`` counts pushes whose
-    staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last bucket also counts
-    larger values. ``journal_failures`` counts the times when the journal became unwritable;
-    ``samples_done_again``, the samples applied after the checkpoints from which the run was
-    resumed. ``kernels`` maps those of the workers, see ``Equipment``, to their BLAS libraries.
-    ``bytes_received`` and ``bytes_sent`` count the arrays of workers that share no memory.
+    Only the newest of the ``next_record`` records so far are kept, for an observer to fetch.
+    ``seconds`` runs from the first lease to the last applied push, without interruptions.
+    ``working_s`` and ``waiting_s`` are sums over the workers: a lease until its push, and a push
+    until the next lease. ``staleness_buckets[n]`` counts pushes whose staleness has n binary
+    digits, or more in the last bucket. ``samples_done_again`` were applied after the checkpoints
+    from which the run was resumed. ``kernels`` maps the workers' kernels, see ``Equipment``, to
+    their BLAS libraries. ``bytes_received`` and ``bytes_sent``: of workers that share no memory.
     """
 
     server_starts: int = 1
@@ -147,11 +141,6 @@ class RunMetrics:
     def __post_init__(self) -> None:
         self._began_s: float | None = None
 
-    def continue_counting(self, workers_joined: int, workers_lost: int) -> None:
-        """Continue the counters of a journal, which may be ahead of the checkpoint's."""
-        self.workers_joined = max(self.workers_joined, workers_joined)
-        self.workers_lost = max(self.workers_lost, workers_lost)
-
     def lease_granted(self, now: float) -> None:
         """Start the run's clock at the first lease."""
         if self._began_s is None:
@@ -167,8 +156,7 @@ class RunMetrics:
         buckets = self.staleness_buckets
         for each in staleness:
             bucket = min(each.bit_length(), STALENESS_BUCKETS - 1)
-            if bucket >= len(buckets):
-                buckets.extend([0] * (bucket + 1 - len(buckets)))
+            buckets += [0] * (bucket + 1 - len(buckets))
             buckets[bucket] += 1
         if self._began_s is not None:
             self.seconds = now - self._began_s
@@ -180,10 +168,7 @@ class RunMetrics:
         window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
-        """Return whether ``1 / RECORDS_PER_EPOCH`` of an epoch was completed since the last record.
-
-        False if the last record is more recent than ``RECORD_SHARE`` of the run's time.
-        """
+        """Return whether another ``1 / RECORDS_PER_EPOCH`` of an epoch is completed."""
         if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
             return False
         marks = RECORDS_PER_EPOCH * applied_samples // samples
@@ -202,27 +187,23 @@ class RunMetrics:
         """Append a metric record with the means over the pushes since the previous record."""
         window = self.window
         elapsed_s = self.seconds - window.began_s
-        self.records.append(
-            {
-                "samples": applied_samples,
-                "epoch": applied_samples / samples,
-                "version": version,
-                "loss": window.loss / window.samples,
-                "accuracy": window.correct / window.samples if has_accuracy else None,
-                "staleness_mean": window.staleness / window.pushes,
-                "samples_per_s": window.samples / elapsed_s if elapsed_s > 0 else 0.0,
-                "seconds": self.seconds,
-                "learning_rate": learning_rate,
-            }
-        )
+        record = {
+            "samples": applied_samples,
+            "epoch": applied_samples / samples,
+            "version": version,
+            "loss": window.loss / window.samples,
+            "accuracy": window.correct / window.samples if has_accuracy else None,
+            "staleness_mean": window.staleness / window.pushes,
+            "samples_per_s": window.samples / elapsed_s if elapsed_s > 0 else 0.0,
+            "seconds": self.seconds,
+            "learning_rate": learning_rate,
+        }
+        self.records.append(record)
         self.next_record += 1
         self.window = Window(began_s=self.seconds)
 
     def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
-        """Return the counters by their names in a report, and the records from ``first_record``.
-
-        At most ``RECORDS_PER_REPORT`` records; the next report starts at ``next_record``.
-        """
+        """Return the counters, and ``RECORDS_PER_REPORT`` records from ``first_record`` on."""
         oldest = self.next_record - len(self.records)
         first = min(max(oldest, first_record), self.next_record)
         records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))

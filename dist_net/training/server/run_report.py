@@ -56,7 +56,7 @@ def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
 
 
 def worker_warning(run: RunState) -> str | None:
-    """The reason why some workers do not pay off: they are spares, or their links are slow."""
+    """Why some workers do not pay off: they are spares, or their links are slow."""
     members = run.members.members
     if not members:
         return None
@@ -71,7 +71,7 @@ def worker_warning(run: RunState) -> str | None:
     known = [each for each in members if each.lease_times.step_s and not each.shared]
     if run.settings.local_steps is not None or not known:
         return None
-    slowest = max(known, key=lambda each: each.round_trip_s)
+    slowest = max(known, key=lambda each: each.lease_times.exchange_s)
     times = slowest.lease_times
     if (times_as_fast := 2 * times.exchange_s / plan.longest_s) <= 1:
         return None
@@ -86,7 +86,7 @@ def worker_warning(run: RunState) -> str | None:
 
 
 def kernel_warning(run: RunState) -> str | None:
-    """The reason why no single machine can replay the run: its workers do not round alike."""
+    """Why no single machine can replay the run: its workers do not round alike."""
     if len(run.metrics.kernels) < 2:
         return None
     return (

@@ -74,7 +74,7 @@ class OpenServerFiles:
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
     ) -> None:
-        self._paths = paths
+        self.paths = paths
         self._run = run
         self._remembered = remembered
         self._clock = clock or SystemClock()
@@ -90,17 +90,13 @@ class OpenServerFiles:
     def close(self) -> None:
         self.journal.close()
 
-    @property
-    def checkpoint_every_s(self) -> float:
-        return self._paths.checkpoint_every_s
-
     def _open_journal(self) -> JournalFile:
         """Open the journal, without the records after the checkpoint: their samples are done again.
 
         A journal that cannot be continued, such as one of another release of dist_net, is renamed,
         and a new one begins; ``run.resume_warnings`` reports both.
         """
-        run, paths, ownership = self._run, self._paths, self._paths.ownership
+        run, paths, ownership = self._run, self.paths, self.paths.ownership
         version, kept_bytes = run.store.version, 0
         term = next_term(0) if ownership is None else ownership.term
         changeable = (getattr(run.settings, name) for name in CHANGEABLE)
@@ -110,18 +106,12 @@ class OpenServerFiles:
             kept_bytes = self._kept_bytes(identity, version)
         for warning in run.resume_warnings:
             logger.warning("resumed version=%d warning=%s", version, warning)
-        return JournalFile(
-            paths.journal,
-            kept_bytes,
-            identity,
-            started,
-            sync_interval_s(paths.sync),
-            now=self._clock.now(),
-            disk=self._disk,
-        )
+        content, interval_s = (kept_bytes, identity, started), sync_interval_s(paths.sync)
+        now = self._clock.now()
+        return JournalFile(paths.journal, *content, interval_s, now=now, disk=self._disk)
 
     def _kept_bytes(self, identity: bytes, version: int) -> int:
-        run, path = self._run, self._paths.journal
+        run, path = self._run, self.paths.journal
         try:
             tail = read_tail(path, identity, version, self._disk)
         except UNUSABLE as error:
@@ -137,17 +127,18 @@ class OpenServerFiles:
                 f"checkpoint, in versions {version + 1:,} to {tail.last_version:,}"
             )
         run.metrics.samples_done_again += tail.samples
-        if tail.counted is not None:
-            run.metrics.continue_counting(tail.counted.joined, tail.counted.lost)
+        if (counted := tail.counted) is not None:  # it may be newer than the checkpoint
+            run.metrics.workers_joined = max(run.metrics.workers_joined, counted.joined)
+            run.metrics.workers_lost = max(run.metrics.workers_lost, counted.lost)
         return tail.kept_bytes
 
     @property
     def journal_bytes(self) -> int:
-        return self._disk.size(self._paths.journal)
+        return self._disk.size(self.paths.journal)
 
     def journal_from(self, start: int, size: int) -> bytes:
         """Return a part of the journal, of at most ``size`` bytes."""
-        return self._disk.read(self._paths.journal, start, size)
+        return self._disk.read(self.paths.journal, start, size)
 
     def record(self, *records: JournalRecord) -> None:
         """Append records to the journal; raise SupersededError if another server owns the run."""
@@ -158,8 +149,8 @@ class OpenServerFiles:
 
     def _require_ownership(self, now: float) -> None:
         self._next_claim_check_s = max(self._next_claim_check_s, now + CLAIM_CHECKED_EVERY_S)
-        if self._paths.ownership is not None:
-            self._paths.ownership.require()
+        if self.paths.ownership is not None:
+            self.paths.ownership.require()
 
     def look_after_journal(self, now: float, writer: Executor) -> None:
         """Retry unwritten records, measure the lag, and sync the journal if a sync is due."""
@@ -186,27 +177,25 @@ class OpenServerFiles:
 
         A killed server may not have synced it; and the disk may be full.
         """
-        checkpoint = self._run.checkpoint()
         if not self._run.is_resumed:
-            self._is_written(self.write_checkpoint(checkpoint))
+            self._is_written(self.write_checkpoint(self._run.checkpoint()))
             return
-        checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
+        version, path = self._run.store.version, self.paths.checkpoint
         try:
-            self._disk.sync(self._paths.checkpoint.parent)
+            self._disk.sync(path.parent)
+            self.on_disk.checkpoint_version = version
         except OSError as error:
-            self._failed(f"{self._paths.checkpoint}: {error.strerror}")
-            self.record(checkpointed)
-        else:
-            self._is_written(checkpointed)
+            self._failed(f"{path}: {error.strerror}")
+        self.record(Checkpointed(version, sha256_of(self._run.store.weights)))
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
         """Write the checkpoint, in the writer's thread, and return its record for the journal."""
         self.journal.sync()  # the journal must never be behind the checkpoint
         write_checkpoint(
-            self._paths.checkpoint,
+            self.paths.checkpoint,
             checkpoint,
             self._disk,
-            self._paths.keep_checkpoints,
+            self.paths.keep_checkpoints,
             self.on_disk.checkpoint_version,
             self._require_only_server,
         )
@@ -219,7 +208,7 @@ class OpenServerFiles:
         self._require_ownership(now)
         if now >= self.writes_until_s:
             raise FileWriteError(
-                f"the checkpoint {self._paths.checkpoint} was not replaced: this server was "
+                f"the checkpoint {self.paths.checkpoint} was not replaced: this server was "
                 f"stopped or cut off meanwhile, and a standby may continue the run"
             )
 
@@ -243,7 +232,7 @@ class OpenServerFiles:
 
     def remember(self, known: Remembered) -> None:
         """Write down who may begin another term, for the next start of the server."""
-        path = self._paths.standbys
+        path = self.paths.standbys
         has_standbys = known.standbys or self._remembered.standbys
         if known != self._remembered and has_standbys and path is not None:
             with replacing(path, self._disk) as partial:

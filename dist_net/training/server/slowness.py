@@ -30,8 +30,7 @@ SLOW_LINK_FACTOR = 3
 class Slowness(NamedTuple):
     """A worker's speed, for each of its processes, as a share of the other workers' median.
 
-    ``share`` is None if either is unknown. ``causes`` are phrases for the user: empty if the worker
-    is not slow, or no cause is visible.
+    ``share`` is None if either is unknown. ``causes`` are phrases for the user.
     """
 
     share: float | None
@@ -90,7 +89,7 @@ class _Causes:
     def __init__(self, members: Sequence[Member]) -> None:
         everybody = [each.equipment for each in members]
         self._median_threads = medians_of_others(each.threads for each in everybody)
-        self._median_round_trip = medians_of_others(each.round_trip_s for each in members)
+        self._median_round_trip = medians_of_others(each.lease_times.exchange_s for each in members)
         self._threads_on: Counter[str] = Counter()
         for each in everybody:
             self._threads_on[each.host] += each.threads
@@ -112,10 +111,10 @@ class _Causes:
         median_threads = self._median_threads(own.threads)
         if median_threads and 0 < own.threads < median_threads:
             yield f"{counted(own.threads, 'thread')}, the others {median_threads:g}"
-        median_s = self._median_round_trip(member.round_trip_s) or 0.0
-        if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
+        median_s = self._median_round_trip(member.lease_times.exchange_s) or 0.0
+        if member.lease_times.exchange_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
             yield (
-                f"its exchanges take {member.round_trip_s * 1e3:.1f} ms, "
+                f"its exchanges take {member.lease_times.exchange_s * 1e3:.1f} ms, "
                 f"the others' {median_s * 1e3:.1f}"
             )
         if self._is_usual_blas and own.blas != self._blas:

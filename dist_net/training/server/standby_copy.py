@@ -50,9 +50,9 @@ class SentState:
 class RunCopy:
     """The copy in the files ``checkpoint`` and ``journal``: ``version``, as in ``copied_term``.
 
-    The term is 0 until there is one. ``journal_bytes`` of the journal of ``term`` have arrived, and
-    ``state_bytes`` of ``state_version``; ``left_bytes`` of that are missing. A state that
-    ``is_complete`` may be written by another thread.
+    ``journal_bytes`` of the journal of ``term`` have arrived, and ``state_bytes`` of
+    ``state_version``; ``left_bytes`` of it are missing. A state that ``is_complete`` may be written
+    by another thread.
     """
 
     def __init__(
@@ -74,16 +74,15 @@ class RunCopy:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its version is the last of the run."""
         return self.samples == self._samples_total
 
     def _begin_journal(self) -> None:
-        """Collect another journal beside ``journal``, until a state has arrived."""
+        """Collect another journal in a file beside ``journal``, until a state has arrived."""
         self._collected = self._journal.with_name(f"{self._journal.name}.collected")
         self.journal_bytes = 0
 
     def forget(self) -> None:
-        """Forget the parts of a state."""
+        """Drop the parts of a state."""
         self.state_version = self.state_bytes = 0
         self._facts: dict[str, Any] = {}
         self._state = np.empty(0, np.uint8)
@@ -104,8 +103,7 @@ class RunCopy:
     def take_in(self, followed: Followed) -> bool:
         """Take in the server's answer; return whether it continues the state.
 
-        Ignore parts that do not continue the copy: messages may be repeated. Raise
-        ``ProtocolError`` for parts that belong to no run of these settings, and OSError.
+        Messages may be repeated. Raise ``ProtocolError`` for parts of another run, and OSError.
         """
         if len(followed.parts) != 3:
             raise ProtocolError(f"a copy arrived in {len(followed.parts)} parts; expected 3")
@@ -121,15 +119,8 @@ class RunCopy:
         if facts and not self.has_begun:
             self._begin(followed.state_version, bytes(facts))
         at = followed.state_version, followed.state_at
-        if (
-            not (facts or part)
-            or not self.has_begun
-            or at
-            != (
-                self.state_version,
-                self.state_bytes,
-            )
-        ):
+        is_next = at == (self.state_version, self.state_bytes)
+        if not (facts or part) or not self.has_begun or not is_next:
             return False
         if len(part) > self.left_bytes:
             raise ProtocolError(f"a state of more than {self._state.nbytes:,} bytes arrived")
@@ -139,7 +130,7 @@ class RunCopy:
         return True
 
     def _begin(self, version: int, text: bytes) -> None:
-        """Begin a state with its facts; they arrive alone if the copy has this version."""
+        """Begin a state with its facts, which arrive alone if the copy has this version."""
         sizes = 4 * self._rule.state_size, 4 * (self._rule.state_size + self._rule.trained_size)
         try:
             facts: dict[str, Any] = json.loads(text)
@@ -185,7 +176,7 @@ class RunCopy:
         return facts
 
     def written(self, facts: dict[str, Any] | None) -> None:
-        """Take in the facts of the state that was written; None: it was not."""
+        """Record that a state with these facts was written; None: it was not."""
         self._is_writing = False
         if facts is not None:
             self.copied_term, self.is_whole = self.term, True

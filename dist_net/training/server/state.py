@@ -26,8 +26,7 @@ from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push
 
 REFUSALS_IN_A_ROW = 3
-LARGEST_LOSS = 1e100
-"""The sums of larger losses would overflow, and with them the counters in a checkpoint."""
+LARGEST_LOSS = 1e100  # the sums of larger losses would overflow
 
 
 class RunState:
@@ -91,17 +90,12 @@ class RunState:
 
     def checkpoint(self) -> Checkpoint:
         """Return the state for ``resumed``; its arrays never change."""
+        settings, store = self.settings, self.store
+        which = settings.recipe, settings.recipe_digest, settings.layout, store.version
+        counters = {"metrics": self.metrics.to_json()}
+        state = settings.to_json(), self.ledger.to_json(), counters
         return Checkpoint(
-            recipe=self.settings.recipe,
-            recipe_digest=self.settings.recipe_digest,
-            recipe_record=self.settings.recipe_record,
-            layout=self.settings.layout,
-            version=self.store.version,
-            settings=self.settings.to_json(),
-            ledger=self.ledger.to_json(),
-            counters={"metrics": self.metrics.to_json()},
-            weights=self.store.weights,
-            optimizer_state=self.store.vectors,
+            *which, *state, store.weights, store.vectors, recipe_record=settings.recipe_record
         )
 
     def grant(self, member: Member, now: float) -> Lease | None:
