@@ -214,7 +214,7 @@ class RunChecks:
         require(run.store.version == self._version, f"version {run.store.version} appeared")
         self.check_leaks(run, loop, process_id)
         self._check_waits(run, loop, now)
-        is_over = self.is_finished and loop._server._waiting
+        is_over = self.is_finished and loop.server._waiting
         require(not is_over, "workers that wait do not learn that the run is finished")
 
     def check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
@@ -223,7 +223,7 @@ class RunChecks:
         held: dict[str, dict[int, Any]] = {
             "leases": run.ledger._leases,
             "memory": loop._shared,
-            "answers": loop._server._waiting,
+            "answers": loop.server._waiting,
         }
         for what, of in held.items():
             if gone := of.keys() - members:
@@ -237,7 +237,7 @@ class RunChecks:
         if now - self._turned_s > LATE_S:  # the server was stopped
             self.calm_since_s = max(self.calm_since_s, now)
         self._turned_s = now
-        waiting = loop._server._waiting.values()
+        waiting = loop.server._waiting.values()
         if not any(lease.rival is None for lease in run.ledger._leases.values()):
             return
         late_s = late_after_s(self._longest_round_s) + MAX_WAIT_S

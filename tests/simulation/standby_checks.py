@@ -99,7 +99,7 @@ class StandbyChecks:
         self._last = term, server
         assert server.loop is not None
         seats = {(each.key, each.loop._identity) for each in self.workers.values()}
-        for voters in server.loop._server.standbys.remembered.voters:
+        for voters in server.loop.server.standbys.remembered.voters:
             strangers = (
                 {each.voter_id for each in voters if each.identity != NO_WORKER}
                 - seats

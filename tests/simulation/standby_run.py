@@ -543,7 +543,7 @@ class StandbyRun:
         alive = {(each.key, NO_WORKER) for each in self.hosts.values()}
         workers = [each for each in self.checks.workers.values() if each.is_alive]
         alive |= {(each.key, each.loop._identity) for each in workers}
-        lists = server.loop._server.standbys.remembered.voters
+        lists = server.loop.server.standbys.remembered.voters
         ended = {voter for each in lists for voter in each if voter.voter_id not in alive}
         operator = self.network.connect(server.host, server.host, "operator", OPERATOR, "operator")
         for voter in sorted(ended):

@@ -54,7 +54,7 @@ class TimedCluster:
         opened = opened_server(self._socket, settings, begin, files, machine=machine)
         self._loop = self._context.enter_context(opened)
         self.run = self._loop.run
-        self.server = self._loop._server
+        self.server = self._loop.server
         own: Sequence[Link | None] = links or [None] * len(steps_s)
         for index, (step_s, link) in enumerate(zip(steps_s, own, strict=True)):
             self.add_worker(f"worker-{index}", step_s, link)

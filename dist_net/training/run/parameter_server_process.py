@@ -200,7 +200,7 @@ def opened_run(
     )
     with opened_server(listening, settings, begin, files, others) as loop:
         yield loop
-        for host in loop.lacking:
+        for host in loop.server.lacking:
             print(f"{LACKS} {host}", flush=True)
 
 

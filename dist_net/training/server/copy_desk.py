@@ -27,7 +27,8 @@ class CopyDesk:
 
     def answer(self, follow: Follow, now: float, *, is_link_busy: bool) -> Followed:
         """Return a part of a state if the standby requests one, else of the journal."""
-        server, run, standbys = self._server, self._server.run, self._server.standbys
+        server, files = self._server, self._files
+        run, standbys = server.run, server.standbys
         start, size = follow.state_bytes, min(follow.part_bytes, MAX_PART_BYTES)
         journal_at, version, journal, facts, part = 0, 0, b"", b"", memoryview(b"")
         follower = standbys.follower(follow)
@@ -36,10 +37,10 @@ class CopyDesk:
         has_vote = server.stop_reason is not None or math.isfinite(follower.promise.since_s)
         if not size:
             journal_at = follow.journal_bytes if follow.term == server.term else 0
-            journal = self._files.journal_from(journal_at, MAX_PART_BYTES)
-        elif not start and has_vote and self._files.journal.error is None:
+            journal = files.disk.read(files.paths.journal, journal_at, MAX_PART_BYTES)
+        elif not start and has_vote and files.journal.error is None:
             more_facts = self._more_facts(copy.version is None)
-            state = SentState(run, self._files.journal_bytes, more_facts)
+            state = SentState(run, files.disk.size(files.paths.journal), more_facts)
             facts = state.facts
             if state.version != copy.version:
                 copy.sends(state, now)

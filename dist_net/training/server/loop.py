@@ -124,10 +124,7 @@ def create_memory(vectors: int, size: int) -> SharedVectors | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a server uses of its machine; a simulation has virtual ones.
-
-    ``create_memory`` creates the memory that a worker of this host shares with the server.
-    """
+    """The clock, disk and memory of a server, real or simulated."""
 
     clock: Clock = field(default_factory=SystemClock)
     disk: Disk = HOST_DISK
@@ -137,10 +134,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class OtherHosts:
-    """What a server needs for the other hosts of its run; ``offer`` is its recipe.
+    """The server's part in a run of several hosts; ``offer`` is the run's recipe.
 
-    ``may_follow`` returns whether a public key is a standby's. ``connect`` reaches other servers of
-    the run, to which this one shows its term.
+    ``may_follow`` returns whether a public key is a standby's; ``connect`` reaches other servers.
     """
 
     place: RunPlace = ALONE
@@ -166,15 +162,14 @@ def opened_server(
     """Yield the loop of a server that begins a run from its weights, or resumes a checkpoint."""
     run = RunState.begun(settings, begin, machine.random)
     opened = OpenServerFiles(files, run, others.place.remembered, machine.clock, machine.disk)
-    with closing(opened):
+    with closing(opened.journal):
         yield ServerLoop(run, socket, opened, others, machine)
 
 
 class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
-    ``socket`` and ``files`` are borrowed. ``turns`` is the loop as a generator that yields before
-    each wait; ``serve`` drives it and waits.
+    ``turns`` is the loop as a generator that yields before each wait; ``serve`` drives it.
     """
 
     def __init__(
@@ -191,8 +186,8 @@ class ServerLoop:
         self._clock = machine.clock
         self._create_memory = machine.create_memory
         place, term = others.place, files.journal.term
-        self._server = ParameterServer(run, term, others.offer, place, files.on_disk)
-        self._desk = CopyDesk(self._server, files, others.more_facts)
+        self.server = ParameterServer(run, term, others.offer, place, files.on_disk)
+        self._desk = CopyDesk(self.server, files, others.more_facts)
         self._may_follow = others.may_follow
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
@@ -204,20 +199,14 @@ class ServerLoop:
 
     @property
     def version(self) -> int:
-        """The version of the weights."""
         return self.run.store.version
 
     @property
     def term(self) -> int:
-        return self._server.term
-
-    @property
-    def lacking(self) -> list[str]:
-        """The hosts of standbys that left without the last version, or never had it."""
-        return self._server.lacking
+        return self.server.term
 
     def stop(self, reason: str) -> None:
-        """End the run in the next turn of the loop; may be called by a signal handler."""
+        """End the run in the loop's next turn; may be called by a signal handler."""
         self._stop_requested = reason
 
     def suspend(self, reason: str) -> None:
@@ -228,10 +217,9 @@ class ServerLoop:
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Return when the run was shut down and its last checkpoint is on disk.
 
-        Call ``ready`` once the first, or the resumed, checkpoint is on disk. With ``ownership``,
-        raise ``SupersededError`` once another server has taken over the run directory. Raise
-        ``FileWriteError`` if the first or last checkpoint could not be written, and
-        ``NotFiniteError``, without a last checkpoint, if no result can be applied any more.
+        Call ``ready`` once the first, or the resumed, checkpoint is on disk. Raise
+        ``SupersededError`` once another server continues the run, ``FileWriteError`` if the first
+        or last checkpoint could not be written, and ``NotFiniteError`` if the run diverges.
         """
         # One thread for checkpoints and one for syncs, so that no checkpoint waits for a sync.
         with ThreadPoolExecutor(2, "writer") as writer, suppress(StopIteration):
@@ -251,8 +239,8 @@ class ServerLoop:
         try:
             yield from self._serve_until_stopped(writer)
             try:
-                if self._server.diverges:
-                    raise NotFiniteError(self._server.stop_reason)
+                if self.server.diverges:
+                    raise NotFiniteError(self.server.stop_reason)
                 yield from self._require_no_other_server()
                 yield from self._serve_until_kept(writer)
             except (FileWriteError, NotFiniteError):
@@ -271,23 +259,26 @@ class ServerLoop:
         written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
         next_checkpoint = next_tick + self.files.paths.checkpoint_every_s
-        while self._server.stop_reason is None:
+        while self.server.stop_reason is None:
             self._handle((yield TICK_S))
             now = self._clock.now()
             if now < next_tick:
                 continue
             next_tick = now + TICK_S
-            yield from self._drain()
+            for _ in range(1000):  # one may be the heartbeat of a worker that seems overdue
+                if (received := (yield 0)) is None:
+                    break
+                self._handle(received)
             self._look_for_others(now)
             with suppress(OSError):
-                self.files.remember(self._server.standbys.remembered)
-            self._carry_out(self._server.tick(now))
+                self.files.remember(self.server.standbys.remembered)
+            self._carry_out(self.server.tick(now))
             self.files.look_after_journal(now, writer)
             if self.files.journal.is_given_up:
                 error = self.files.journal.error
-                self._server.stop(f"too many unwritten journal records in memory: {error}")
+                self.server.stop(f"too many unwritten journal records in memory: {error}")
             if self._stop_requested is not None:
-                self._server.stop(self._stop_requested, is_suspended=self._is_suspended)
+                self.server.stop(self._stop_requested, is_suspended=self._is_suspended)
             if written is not None and written.done():
                 self.files.take_written(written)
                 written = None
@@ -299,7 +290,7 @@ class ServerLoop:
 
     def _look_for_others(self, now: float) -> None:
         """Raise SupersededError if another server answers that it continues the run."""
-        standbys = self._server.standbys
+        standbys = self.server.standbys
         standbys.keep(self._may_follow, now)
         self._others.notify(standbys.elsewhere(now), now)
         self.files.writes_until_s = standbys.majority_until_s()
@@ -337,7 +328,7 @@ class ServerLoop:
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until all peers know that the run is over, and have its last state."""
-        server, requested = self._server, self._stop_requested
+        server, requested = self.server, self._stop_requested
         now = server.ended_s = self._clock.now()
         until_s = now + STOP_GRACE_S
         while not server.is_suspended:
@@ -349,14 +340,6 @@ class ServerLoop:
                 break
             self._handle((yield TICK_S))
             now = self._clock.now()
-
-    def _drain(self) -> Generator[float, Received, None]:
-        """Handle queued messages: one may be the heartbeat of a worker that seems overdue."""
-        for _ in range(1000):  # under constant load the queue is never empty
-            received = yield 0
-            if received is None:
-                break
-            self._handle(received)
 
     def _handle(self, received: Received) -> None:
         if received is None:
@@ -370,10 +353,10 @@ class ServerLoop:
                 case Join(shares_memory=True):
                     joining = self._shared_with(message)
                     message = message._replace(shares_memory=joining is not None)
-            commands = self._server.handle(node, message, self._clock.now())
+            commands = self.server.handle(node, message, self._clock.now())
             if isinstance(message, Follow):
                 # Before the answer: the standby may begin another term.
-                self.files.remember(self._server.standbys.remembered)
+                self.files.remember(self.server.standbys.remembered)
             self._carry_out(commands, joining)
         except SupersededError:
             raise
@@ -399,7 +382,8 @@ class ServerLoop:
                 case SendToPeer(node, message):
                     self._socket.send(node, message)
                 case SendCopy(node, follow):
-                    is_busy = self._sends_states
+                    remote = [each.node for each in self.run.members.members if not each.shared]
+                    is_busy = any(map(self._socket.has_unread, remote))
                     answer = self._desk.answer(follow, self._clock.now(), is_link_busy=is_busy)
                     self._socket.send(node, answer)
                 case Record(records):
@@ -411,19 +395,13 @@ class ServerLoop:
             joining.close()
 
     def _send_snapshot(self, node: bytes, snapshot: Snapshot) -> None:
-        """Send the weights, as the same array for every request at this version."""
+        """Send the same array for every request at this version."""
         if self._snapshot is None or self._snapshot.version != snapshot.version:
             self._snapshot = snapshot
         if not self._socket.send_one(node, self._snapshot):
             # Or it was read, and the thread that is notified has not run since.
             reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
-
-    @property
-    def _sends_states(self) -> bool:
-        """Whether states are on their way to workers of other hosts."""
-        remote = [each.node for each in self.run.members.members if not each.shared]
-        return any(map(self._socket.has_unread, remote))
 
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""

@@ -41,12 +41,11 @@ CLAIM_CHECKED_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class ServerFiles:
-    """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
+    """The files that a server writes, and how: see ``write_checkpoint``, ``sync_interval_s``.
 
-    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``. ``standbys`` holds
-    the record of them for a restarted server; None: none may follow. ``ownership`` is the claim on
-    the run directory; None: without one, this is the first term. ``threads`` is the thread count of
-    each worker on this host, for the journal.
+    ``standbys`` is the record of them for a restarted server; None: none may follow. ``ownership``
+    is the claim on the run directory; None: the server has the first term. ``threads``: of each
+    worker on this host, for the journal.
     """
 
     checkpoint: Path
@@ -78,7 +77,7 @@ class OpenServerFiles:
         self._run = run
         self._remembered = remembered
         self._clock = clock or SystemClock()
-        self._disk = disk
+        self.disk = disk
         self.on_disk = OnDisk()
         self.writes_until_s = math.inf
         self.journal = self._open_journal()
@@ -87,14 +86,11 @@ class OpenServerFiles:
         self._sync: Future[None] | None = None  # the last one
         self._counted = self._workers_counted()
 
-    def close(self) -> None:
-        self.journal.close()
-
     def _open_journal(self) -> JournalFile:
-        """Open the journal, without the records after the checkpoint: their samples are done again.
+        """Open the journal without the records after the checkpoint: their samples are done again.
 
-        A journal that cannot be continued, such as one of another release of dist_net, is renamed,
-        and a new one begins; ``run.resume_warnings`` reports both.
+        A journal that cannot be continued, such as one of another release, is renamed, and a new
+        one begins. ``run.resume_warnings`` reports both.
         """
         run, paths, ownership = self._run, self.paths, self.paths.ownership
         version, kept_bytes = run.store.version, 0
@@ -102,20 +98,20 @@ class OpenServerFiles:
         changeable = (getattr(run.settings, name) for name in CHANGEABLE)
         started = Started(version, term, paths.threads, *changeable)
         identity = run_identity(run.settings.recipe_digest, run.settings.seed)
-        if run.is_resumed and self._disk.exists(paths.journal):
+        if run.is_resumed and self.disk.exists(paths.journal):
             kept_bytes = self._kept_bytes(identity, version)
         for warning in run.resume_warnings:
             logger.warning("resumed version=%d warning=%s", version, warning)
         content, interval_s = (kept_bytes, identity, started), sync_interval_s(paths.sync)
         now = self._clock.now()
-        return JournalFile(paths.journal, *content, interval_s, now=now, disk=self._disk)
+        return JournalFile(paths.journal, *content, interval_s, now=now, disk=self.disk)
 
     def _kept_bytes(self, identity: bytes, version: int) -> int:
         run, path = self._run, self.paths.journal
         try:
-            tail = read_tail(path, identity, version, self._disk)
+            tail = read_tail(path, identity, version, self.disk)
         except UNUSABLE as error:
-            kept = put_aside(path, self._disk)
+            kept = put_aside(path, self.disk)
             run.resume_warnings.append(
                 f"the journal cannot be continued from version {version:,} ({error}); it was "
                 f"renamed to {kept}, and a new journal begins"
@@ -131,14 +127,6 @@ class OpenServerFiles:
             run.metrics.workers_joined = max(run.metrics.workers_joined, counted.joined)
             run.metrics.workers_lost = max(run.metrics.workers_lost, counted.lost)
         return tail.kept_bytes
-
-    @property
-    def journal_bytes(self) -> int:
-        return self._disk.size(self.paths.journal)
-
-    def journal_from(self, start: int, size: int) -> bytes:
-        """Return a part of the journal, of at most ``size`` bytes."""
-        return self._disk.read(self.paths.journal, start, size)
 
     def record(self, *records: JournalRecord) -> None:
         """Append records to the journal; raise SupersededError if another server owns the run."""
@@ -182,7 +170,7 @@ class OpenServerFiles:
             return
         version, path = self._run.store.version, self.paths.checkpoint
         try:
-            self._disk.sync(path.parent)
+            self.disk.sync(path.parent)
             self.on_disk.checkpoint_version = version
         except OSError as error:
             self._failed(f"{path}: {error.strerror}")
@@ -194,7 +182,7 @@ class OpenServerFiles:
         write_checkpoint(
             self.paths.checkpoint,
             checkpoint,
-            self._disk,
+            self.disk,
             self.paths.keep_checkpoints,
             self.on_disk.checkpoint_version,
             self._require_only_server,
@@ -235,6 +223,6 @@ class OpenServerFiles:
         path = self.paths.standbys
         has_standbys = known.standbys or self._remembered.standbys
         if known != self._remembered and has_standbys and path is not None:
-            with replacing(path, self._disk) as partial:
-                self._disk.write(partial, json.dumps(known).encode())
+            with replacing(path, self.disk) as partial:
+                self.disk.write(partial, json.dumps(known).encode())
             self._remembered = known

@@ -1,10 +1,9 @@
 """The standbys that follow a run, and the voters without which its server must not go on. Pure.
 
-A standby may begin the next term if it has not heard the server for ``takeover_after_s``, and a
-majority of the run's voters has not either. Everyone who stays in touch with the server promises to
-do so for some time after the newest message of the server; the server applies results only while a
-majority of the voters is bound by a promise. The two majorities share a voter, so two servers of a
-run do not apply results at the same time. ``docs/decisions/0027-terms.md`` states the rules.
+A standby begins the next term if a majority of the voters has not heard the server for
+``takeover_after_s``. Whoever hears the server promises to stay with it for some time; the server
+applies results only while a majority of the voters is bound by a promise. The majorities share a
+voter, so two servers never apply results at the same time: see ``docs/decisions/0027-terms.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ FORGOTTEN_AFTER_S = 60.0
 
 
 class Voter(NamedTuple):
-    """The server, a standby, or a process of a worker. ``label`` is for people, and no proof."""
+    """The server, a standby, or a process of a worker; ``label`` is what it calls itself."""
 
     public_key: str
     identity: int
@@ -48,28 +47,23 @@ Voters = tuple[Voter, ...]
 
 
 def is_majority(voters: Voters, reached: Collection[VoterId]) -> bool:
-    """Return whether ``reached`` has most of the votes.
-
-    Half of them are enough with the first voter. So of two parts of the voters, one has the
-    majority, and never both.
-    """
+    """Return whether ``reached`` has most of the votes, or half of them with the first voter."""
     lead = sum(each.votes if each.voter_id in reached else -each.votes for each in voters)
     return lead > 0 or (lead == 0 and voters[0].voter_id in reached)
 
 
 def ids_of(*lists: Voters) -> set[VoterId]:
-    """Return the ids of the voters in these lists."""
     return {each.voter_id for voters in lists for each in voters}
 
 
 def fingerprint(voters: Voters) -> str:
-    """Return a digest by which a standby confirms that it has stored these voters."""
+    """Return a digest: a standby confirms by it that it has stored these voters."""
     return hashlib.sha256(json.dumps(voters).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
 class Follower:
-    """A standby. ``voters`` is the fingerprint of the list that it has stored.
+    """A standby. It has stored the list of ``voters``, a fingerprint.
 
     It ``may_succeed`` unless it is silent for long, or has returned with another list.
     """
@@ -90,9 +84,9 @@ class Follower:
 class Remembered(NamedTuple):
     """The voters and the standbys of a run, for its next server.
 
-    ``voters`` are one or two lists, and a majority of each is needed. Each standby has an address,
-    a public key ("" without keys), and a host. ``former``: where the server was before, if the run
-    has moved. A standby has heard of ``term``, and its copy is of ``version`` in ``copied_term``.
+    ``voters`` are one or two lists: a majority of each is needed. Standbys have an address, a
+    public key ("" without keys), and a host. ``former``: the places of earlier servers. A standby
+    has heard of ``term``, and its copy is of ``version`` in ``copied_term``.
     """
 
     voters: tuple[Voters, ...] = ()
@@ -131,10 +125,7 @@ ALONE = RunPlace()
 
 
 class Standbys:
-    """The standbys of the run of the server at ``place``; times are on its clock.
-
-    ``members`` is borrowed.
-    """
+    """The standbys of the run of the server at ``place``; times are on its clock."""
 
     def __init__(self, members: Membership, settings: RunSettings, place: RunPlace) -> None:
         host, own, remembered = place
@@ -147,11 +138,11 @@ class Standbys:
         self._has_begun = not remembered.voters
         self._lists = remembered.voters or ((self._own,),)
         self._began_s = math.nan
-        known = [
-            Follower(Standby(*each[:2]), each[2], may_succeed=True) for each in remembered.standbys
-        ]
-        self._followers = {each.standby.name: each for each in known}
-        self._followers.pop(own.name, None)
+        self._followers: dict[str, Follower] = {}
+        for address, key, host_of in remembered.standbys:
+            standby = Standby(address, key)
+            if standby.name != own.name:
+                self._followers[standby.name] = Follower(standby, host_of, may_succeed=True)
 
     @property
     def text(self) -> str:
@@ -169,18 +160,13 @@ class Standbys:
 
     @property
     def remembered(self) -> Remembered:
-        """The voters and standbys, for another start of the server."""
         standbys = ((*each.standby, each.host) for each in self._successors)
         return Remembered(self._lists, tuple(standbys), self._former)
-
-    @property
-    def _voters(self) -> list[Voter]:
-        return [*dict.fromkeys((*self._lists[0], *self._lists[-1]))]
 
     def ends(self, voter_id: VoterId, now: float) -> None:
         """Record that a voter has ended, and so will follow no other server: it counts no more.
 
-        A standby that does not know it yet needs a majority with it, which is also one without it.
+        A standby that does not know it yet needs a majority with it, which is also one without.
         """
         if voter_id[1] == NO_WORKER:
             self._followers.pop(voter_id[0], None)
@@ -212,7 +198,7 @@ class Standbys:
                 self.ends((name, NO_WORKER), now)
 
     def forget(self, name: str, now: float) -> str | None:
-        """Take an operator's word that a voter has ended; return why not, if it is refused."""
+        """Take an operator's word that a voter has ended; return why it is refused, or None."""
         missing = self._missing(now)
         found = [each for each in missing if name in (each.label, each.public_key)]
         if len(found) != 1:
@@ -259,12 +245,16 @@ class Standbys:
         bound = {each.voter_id for each in self._peers if each.promise.holds(self._lasts_s, now)}
         return {self._own.voter_id} | bound
 
-    def _missing(self, now: float) -> list[Voter]:
+    def _voters(self, now: float) -> dict[Voter, bool]:
+        """Return whether each voter is bound."""
         bound = self._bound(now)
-        return [each for each in self._voters if each.voter_id not in bound]
+        return {each: each.voter_id in bound for each in (*self._lists[0], *self._lists[-1])}
+
+    def _missing(self, now: float) -> list[Voter]:
+        return [each for each, is_bound in self._voters(now).items() if not is_bound]
 
     def may_apply(self, member: Member, now: float) -> bool:
-        """Return whether the worker's result may be applied: it has seen no other server."""
+        """Return whether this worker's result may be applied."""
         return self._is_free or (member.promise.holds(self._lasts_s, now) and self.hold(now))
 
     def tick(self, now: float) -> None:
@@ -282,8 +272,8 @@ class Standbys:
     def _update_voters(self, now: float) -> None:
         """Replace the list of voters, in two steps.
 
-        Both lists count until each standby that may begin a term by the earlier one has stored the
-        later one. So two servers always need a majority of the same list.
+        Both lists count until each standby of the earlier one has stored the later one: two servers
+        always need a majority of the same list.
         """
         if len(self._lists) == 1 and self.hold(now):
             bound = self._bound(now)
@@ -297,8 +287,8 @@ class Standbys:
     def _present_voters(self, bound: set[VoterId]) -> Voters:
         """Return the standbys, the server, and the workers with a seat.
 
-        A worker's seat is for one process of each key. It needs an applied result: nobody has a
-        vote for joining. Those that have a seat keep it, then the first have it.
+        A worker's seat is for one process of each key, and needs an applied result. Workers keep
+        their seats; free ones are for those that joined first.
         """
         own, votes = self._own, MAX_WORKER_VOTES
         standbys = [
@@ -317,7 +307,7 @@ class Standbys:
         return (*standbys, own, *workers)
 
     def warning(self, now: float) -> str | None:
-        """Why the run waits; None if it does not."""
+        """Return why the run waits, or None."""
         if self.hold(now):
             return None
         missing = ", ".join(each.label for each in self._missing(now))
@@ -328,20 +318,17 @@ class Standbys:
         )
 
     def elsewhere(self, now: float) -> list[Standby]:
-        """Return where another server may be: the silent standbys, and the former servers."""
+        """Return the places of silent standbys and former servers: another server may be there."""
         silent = [each for each in self._rivals if now > each.heard_s + self._lasts_s]
         return [each.standby for each in silent] + [Standby(*each) for each in self._former]
 
     def voters(self, now: float) -> list[dict[str, Any]]:
-        """Return the voters of the run, for an operator."""
-        bound = self._bound(now)
         return [
-            {"name": label, "public_key": key, "votes": votes, "is_bound": (key, identity) in bound}
-            for key, identity, votes, label in self._voters
+            {"name": label, "public_key": key, "votes": votes, "is_bound": is_bound}
+            for (key, _, votes, label), is_bound in self._voters(now).items()
         ]
 
     def report(self, version: int, samples: int, now: float) -> list[dict[str, Any]]:
-        """Return how far each standby is behind a server at this version."""
         return [
             {
                 "address": each.standby.address,
@@ -357,7 +344,7 @@ class Standbys:
         ]
 
     def awaited(self, now: float) -> list[str]:
-        """Return the standbys that lack the newest version, and may soon have it."""
+        """Return the standbys that may soon have the newest version, and lack it."""
         return [
             f"{each.host} ({each.copy.arrived_share:.0%})"
             for each in self._successors
@@ -365,11 +352,10 @@ class Standbys:
         ]
 
     def lacking(self, version: int) -> list[str]:
-        """Return the hosts of the standbys that lack this version."""
         return [each.host for each in self._successors if each.copy.version != version]
 
     def copy_warning(self, now: float) -> str | None:
-        """Which copies are missing, or cannot keep up; None if there are none."""
+        """Return which copies are missing, or cannot keep up, or None."""
         found = [(each.host, each.copy.warning(now)) for each in self._followers.values()]
         if not (named := ", ".join(f"{host} {what}" for host, what in found if what)):
             return None

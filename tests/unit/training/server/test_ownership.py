@@ -135,7 +135,7 @@ class FollowedServer:
         while self.schedule.now_s < until_s:
             now = self.schedule.now_s = self.schedule.now_s + 0.1
             follow = Follow("two", "tcp://two:1", 0, 0, 0, 0, 0, 0, 0, 0, now, self._heard_s)
-            lists = self.loop._server.standbys.remembered.voters
+            lists = self.loop.server.standbys.remembered.voters
             follow = follow._replace(voters=fingerprint(lists[-1]), public_key="B")
             waits_s = self.turns.send((b"two", follow) if is_followed else None)
             while waits_s == 0.0:  # nothing else is queued
