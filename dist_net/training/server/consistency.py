@@ -5,10 +5,9 @@ arrived at. The modes differ only in when the server applies the results:
 
 rounds: once all leases of a round have arrived, by one step of an *outer optimizer* along the mean
     change (local SGD: Stich 2019, arXiv 1805.09767; DiLoCo: arXiv 2311.08105). The optimizer's
-    vectors and the buffers become the workers' mean, so that a lease is a function of the server's
-    state and its samples, whichever worker computes it.
-async: each at once, divided by the number of workers, since so many change the same state. Workers
-    never wait. With one local step to a lease, this is a parameter server's asynchronous SGD.
+    vectors and the buffers become the workers' mean.
+async: each at once, divided by the number of workers. Workers never wait. With one local step to a
+    lease, this is a parameter server's asynchronous SGD.
 bsp: rounds of one local step, whose results are averaged (bulk synchronous parallel).
 """
 
@@ -39,9 +38,7 @@ class OuterStep(NamedTuple):
 
     With w the weights, r those of the result: Δ = w - r; m ← ``momentum`` m + Δ;
     w ← w - ``rate`` (Δ + ``momentum`` m), which is Nesterov's rule. All else moves by
-    ``rate_of_others`` of the way towards the result, and so stays between the values of the
-    workers: a variance never becomes negative. With rates of 1 and no momentum, the result is the
-    new state.
+    ``rate_of_others`` towards the result: a variance never becomes negative.
     """
 
     rate: float

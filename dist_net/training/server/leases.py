@@ -1,12 +1,11 @@
 """The ledger of a run's samples: which worker computes each, and which are applied. Pure.
 
 A run is ``epochs`` passes over ``samples`` samples, each in another shuffled order. A *lease* is a
-contiguous range of one epoch's order, held by one worker. At any time, every sample of every epoch
-is in exactly one place: in the pool of unleased ranges, leased, collected (its result has arrived),
-or applied; and it is applied once.
+contiguous range of one epoch's order, held by one worker. Every sample of every epoch is in exactly
+one place: in the pool of unleased ranges, leased, collected (its result has arrived), or applied.
 
-A worker without anything to do may take another worker's lease a second time: both compute the same
-samples from the same state, as *rivals*. The first result counts and ends the rival's lease.
+An idle worker may take another worker's lease, too: both compute the same samples from the same
+state, as *rivals*. The first result counts and ends the rival's lease.
 """
 
 from collections import deque
@@ -77,7 +76,7 @@ class LeaseLedger:
 
     @property
     def collected_samples(self) -> int:
-        """The number of samples whose results have arrived and are not applied."""
+        """The samples whose results have arrived and are not applied."""
         return sum(each.samples for each in self._collected)
 
     @property
@@ -136,7 +135,7 @@ class LeaseLedger:
         self._collected.clear()
 
     def drop_collected(self) -> None:
-        """Return the collected samples to the pool: their results cannot be applied."""
+        """Return the samples to the pool: their results cannot be applied."""
         for taken in sorted(self._collected, reverse=True):
             self._return(taken)
         self._collected.clear()
@@ -179,10 +178,10 @@ class LeaseLedger:
         return {"remaining": remaining, "next_epoch": self._next_epoch}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from ``to_json``. ``samples`` must be unchanged; ``epochs`` may be larger.
+        """Continue from ``to_json``; ``epochs`` may be larger.
 
         Raise ``SettingError`` for too few epochs, ``CheckpointError`` for ranges that overlap or
-        are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for any other JSON.
+        are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for other JSON.
         """
         remaining = [Range(*left) for left in state["remaining"]]
         begun = state["next_epoch"]

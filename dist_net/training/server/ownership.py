@@ -1,10 +1,8 @@
 """The owner of a run directory: the server that was started last, on any host. One small file.
 
-Each start of a server begins a *term*. Terms only grow, on whatever host they begin.
-
-A lock cannot ensure this: on a network file system, a disconnected host loses its locks without
-noticing. Therefore each server writes its claim to a file, and reads the file again before it
-writes to the run directory, but at most ten times a second: see ``ServerLoop``.
+Each start of a server begins a *term*; terms only grow. On a network file system, a disconnected
+host loses its locks without noticing. So each server writes its claim to a file, and reads it again
+before it writes to the run directory, but at most ten times a second.
 """
 
 import logging
@@ -37,9 +35,9 @@ def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) 
 class RunOwnership:
     """Claim a run directory for a server on ``host``, in the file ``path``, with a new ``term``.
 
-    The term follows that of the last claim, and, if the server takes over a run, ``after``. If
-    ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
-    reading the directory. If the claim cannot be written, log a warning and check nothing.
+    The term follows that of the last claim, and, if the server takes over a run, ``after``. If it
+    ``was_elsewhere``, wait ``NOTICED_WITHIN_S`` before reading the directory: another server may
+    run. If the claim cannot be written, log a warning and check nothing.
     """
 
     def __init__(
@@ -85,7 +83,7 @@ def remembered_in(path: Path) -> Remembered:
 
 
 def _claim_in(path: Path, disk: Disk = HOST_DISK) -> str:
-    """Return the last claim; an empty string if it does not exist or is unreadable."""
+    """Return the last claim; "" if it does not exist or is unreadable."""
     try:
         return disk.read(path, 0, 1000).decode(errors="replace")
     except OSError:

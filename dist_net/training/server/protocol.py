@@ -68,7 +68,7 @@ SLOW_BYTES_PER_S = 1e6
 ``READER_S``, and for as long as the weights travel on a slow link after it has requested them."""
 
 EVENTS_REPORTED = 100
-"""The newest events of members that a report contains, for observers that poll it."""
+"""The newest events of members that a report contains."""
 
 
 class SendToPeer(NamedTuple):
@@ -183,10 +183,7 @@ class ParameterServer:
         return commands + self._answer_waiting(now)
 
     def stop(self, reason: str, *, is_suspended: bool = False) -> None:
-        """End the run: apply nothing more, and answer every request with ``Stop``.
-
-        If it is suspended, leave requests unanswered: another server will resume the run.
-        """
+        """Apply nothing more, and answer requests with ``Stop``; a suspended run answers none."""
         if self.stop_reason is None:
             logger.info("stopping reason=%s suspended=%s", reason, is_suspended)
             self.stop_reason, self.is_suspended = reason, is_suspended
@@ -213,7 +210,7 @@ class ParameterServer:
         return [*self._gone, *self.standbys.lacking(self.run.store.version)]
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Look for silent workers, several times a second, once all heartbeats are handled."""
+        """Look for silent workers, once all heartbeats are handled."""
         run, commands = self.run, []
         self.standbys.tick(now)
         for member in run.members.overdue(now):
@@ -293,10 +290,10 @@ class ParameterServer:
     def _refuse_result(
         self, member: Member, push: Push, fault: str, now: float
     ) -> list[ServerCommand]:
-        """Refuse a result; after several in a row, dismiss the worker, or blame the state.
+        """Refuse a result; after several in a row, dismiss the worker, or end the run.
 
         The state is at fault if no worker arrives at a usable result from it. A worker that is
-        alone and never sent a usable result is dismissed: it may be the one at fault.
+        alone and never sent a usable result may itself be.
         """
         run = self.run
         run.metrics.gradients_refused += 1
@@ -365,7 +362,7 @@ class ParameterServer:
     def _stop(self) -> Stop | None:
         """Return the message to every worker once the run has ended.
 
-        If it has standbys, that is after its last evaluation: another may have to take that.
+        If it has standbys, that is after its last evaluation, which one of them may have to take.
         """
         if self.run.ledger.finished and (self.stop_reason is not None or not self.standbys.text):
             return Stop("every epoch is done", finished=True)

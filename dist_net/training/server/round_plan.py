@@ -1,11 +1,9 @@
 """The plan of a round: who takes part, with which minibatches, and for how many local steps. Pure.
 
-M workers can *share* each minibatch: each takes a part of its samples, and as many steps as one
-process. Or they *take turns* with whole minibatches; each then takes an M-th of the steps, and the
-outer momentum makes up for that. Workers share; in long runs two groups take turns.
-
-The workers of a round return at the same time, whatever their speeds and links (DyLU, arXiv
-2401.09135): a lease of H local steps takes a worker exchange_s + H · step_s.
+M workers *share* each minibatch: each takes a part of its samples, and as many steps as one
+process. In long runs, two groups *take turns* with whole minibatches: each takes half of the steps,
+and the outer momentum makes up for that. The workers of a round return at the same time, whatever
+their speeds and links (DyLU, arXiv 2401.09135): H local steps take exchange_s + H · step_s.
 """
 
 import math
@@ -85,8 +83,7 @@ def measured(
 class PlannedRun(NamedTuple):
     """The input of a plan, except the workers; ``minibatches`` of the run have ``batch_size``.
 
-    With ``has_statistics``, the net uses means over a minibatch, as batch normalisation does. For
-    ``local_steps`` see ``RunSettings``.
+    With ``has_statistics``, the net uses means over a minibatch, as batch normalisation does.
     """
 
     consistency: Consistency
@@ -112,8 +109,8 @@ class Division(NamedTuple):
 class RoundPlan(NamedTuple):
     """The leases of a round: ``steps`` in each of the ``parts`` of each worker, 0 for a spare.
 
-    The mean of the results, of minibatches of ``batch_size``, is applied by ``outer``. The round
-    takes at most ``seconds``; accuracy permits ``longest_s``.
+    Minibatches have ``batch_size``, ``outer`` applies the mean of the results. The round takes at
+    most ``seconds``; accuracy permits ``longest_s``.
     """
 
     batch_size: int
@@ -131,11 +128,10 @@ class RoundPlan(NamedTuple):
 
 
 def divided_minibatch(run: PlannedRun, workers: int) -> Division:
-    """Return the shares of minibatches for up to ``workers``.
+    """Return the shares of minibatches for up to ``workers``, of ``FEWEST_SAMPLES`` or more.
 
-    Shares have ``FEWEST_SAMPLES`` or more: more workers are of no use. All shares together are no
-    larger than a minibatch, or hardly: a run of a hundred steps that are 7 % larger, and as many
-    fewer, ends with 4 % more loss, while a little more noise costs nothing.
+    All shares together are hardly larger than a minibatch: a hundred steps that are 7 % larger, and
+    as many fewer, end with 4 % more loss, while a little more noise costs nothing.
     """
     is_long = run.minibatches >= MINIBATCHES and run.consistency is not Consistency.BSP
     turns = 2 if is_long and workers > 1 else 1
@@ -150,10 +146,9 @@ def divided_minibatch(run: PlannedRun, workers: int) -> Division:
 def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> RoundPlan:
     """Return the plan of the next round, which begins ``ahead`` samples before an epoch's end.
 
-    A worker that computes alone may add little noise. The gradient of a whole minibatch has the
-    noise of one process; that of a share, 1 / s of it, has s times the variance. The average over
-    the workers removes the excess, but until then each worker walks away from their mean, and a
-    loss is convex: the gradients are those of worse weights. So each worker's steps, times s - 1,
+    The gradient of a share, 1 / s of a minibatch, has s times the variance of one process. The
+    average over the workers removes the excess, but until then each walks away from their mean, and
+    a loss is convex: the gradients are those of worse weights. So a worker's steps, times s - 1,
     are at most ``NOISE``, or one step. Whole minibatches have no such limit.
     """
     division = divided_minibatch(run, sum(each.parts for each in workers))
@@ -171,7 +166,7 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
     first = max(1, round(min(usual, FIRST_STEPS if len(workers) > 1 else alone)))
     limits = [each.steps_in(round_s, most) if each.step_s else first for each in times]
     minibatches = minibatches_in(ahead, division.batch_size)
-    rounds = -(-minibatches // sum(_taken(times, limits)))  # of equal length, up to the epoch's end
+    rounds = -(-minibatches // _taken(times, limits))  # of equal length, up to the epoch's end
     steps = _shortest(-(-minibatches // rounds), times, limits)
     steps += [0] * (len(workers) - len(times))
     seconds = max(map(LeaseTimes.seconds_for, times, steps))
@@ -182,9 +177,9 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
 def outer_step(division: Division) -> OuterStep:
     """Return the outer step for workers that divide minibatches like this.
 
-    One worker alone computes what one process computes, and so do, on average, workers that share
-    each minibatch. Groups that take turns would move the weights ``turns`` times as far as the mean
-    of their changes: over many rounds, momentum multiplies a change by ``rate / (1 - momentum)``.
+    Workers that share each minibatch compute, on average, what one process computes. Groups that
+    take turns would move the weights ``turns`` times as far as the mean of their changes: over many
+    rounds, momentum multiplies a change by ``rate / (1 - momentum)``.
     """
     if not division.takes_turns:
         return WHOLE
@@ -208,20 +203,20 @@ def _step_limits(run: PlannedRun, division: Division) -> tuple[float, float]:
     return min(usual, USUAL_STEPS, most), most
 
 
-def _taken(times: Sequence[LeaseTimes], steps: Sequence[int]) -> list[int]:
-    """Return the minibatches of each worker."""
-    return [each.parts * taken for each, taken in zip(times, steps, strict=True)]
+def _taken(times: Sequence[LeaseTimes], steps: Sequence[int]) -> int:
+    """Return the minibatches of all workers."""
+    return sum(each.parts * taken for each, taken in zip(times, steps, strict=True))
 
 
 def _seconds_of(times: Sequence[LeaseTimes], most: float) -> float:
     """Return the seconds of a round in which the first, or the last, takes ``most`` steps.
 
-    The last worker's round is better if an exchange takes longer than the steps of the others.
+    The last worker's is better if an exchange takes longer than the steps of the others.
     """
 
     def minibatches_per_s(seconds: float) -> float:
         steps = [each.steps_in(seconds, most) for each in times]
-        return sum(_taken(times, steps)) / max(map(LeaseTimes.seconds_for, times, steps))
+        return _taken(times, steps) / max(map(LeaseTimes.seconds_for, times, steps))
 
     seconds = [each.seconds_for(most) for each in times]
     ends = [min(seconds), max(seconds)] if times else []
@@ -229,10 +224,7 @@ def _seconds_of(times: Sequence[LeaseTimes], most: float) -> float:
 
 
 def _shortest(minibatches: int, times: Sequence[LeaseTimes], most: Sequence[int]) -> list[int]:
-    """Return the local steps of each worker, 1 up to ``most``, in a round of ``minibatches``.
-
-    The round ends as early as possible. ``most`` must suffice for all minibatches.
-    """
+    """Return the local steps of each worker, 1 up to ``most``, in the shortest round."""
     times = [each._replace(step_s=each.step_s or MIN_STEP_S) for each in times]
     exchanges = sum(each.parts * each.exchange_s / each.step_s for each in times)
     round_s = (minibatches + exchanges) / math.fsum(each.parts / each.step_s for each in times)
@@ -240,7 +232,7 @@ def _shortest(minibatches: int, times: Sequence[LeaseTimes], most: Sequence[int]
         max(1, min(limit, int((round_s - each.exchange_s) / each.step_s)))
         for each, limit in zip(times, most, strict=True)
     ]
-    while sum(_taken(times, steps)) < minibatches:
+    while _taken(times, steps) < minibatches:
         able = (index for index, limit in enumerate(most) if steps[index] < limit)
         steps[min(able, key=lambda each: times[each].seconds_for(steps[each] + 1))] += 1
     return steps

@@ -35,11 +35,10 @@ class RunSettings:
     """The settings of one run. Raise ``SettingError`` for a value out of range.
 
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages with these momenta.
-    ``samples`` is the number of samples of one epoch. A lease has ``local_steps`` minibatches;
-    None: as many as accuracy permits and the link needs. ``learning_rate`` is multiplied by
-    ``schedule`` at each step. A worker that is silent for ``heartbeat_timeout_s`` is lost, and
-    other workers take over its lease. Without ``has_classes``, no accuracy is reported.
-    ``clip_norm`` and ``average_decay``: see ``UpdateRule``. A standby takes over after
+    ``samples`` are those of one epoch. A lease has ``local_steps`` minibatches; None: as many as
+    accuracy permits and the link needs. ``schedule`` multiplies ``learning_rate`` at each step. A
+    worker that is silent for ``heartbeat_timeout_s`` is lost. Without ``has_classes``, no accuracy
+    is reported. ``clip_norm`` and ``average_decay``: see ``UpdateRule``. A standby takes over after
     ``takeover_after_s`` of silence; ``minority``: see ``dist_net.training.server.standbys``.
     """
 
@@ -70,44 +69,30 @@ class RunSettings:
         count("samples", self.samples)
         if self.local_steps is not None:
             count("local_steps", self.local_steps)
-        if self.consistency is Consistency.BSP:
-            self._require(
-                "local_steps",
-                "1 with consistency='bsp', which averages single steps; for more, use rounds",
-                self.local_steps in (None, 1),
-            )
-        self._require(
-            "batch_size",
-            f"at most the number of samples, which is {self.samples}",
-            self.batch_size <= self.samples,
-        )
+        interval_s, layout, momenta = self.heartbeat_interval_s, self.layout, self.momenta
+        is_bsp = self.consistency is Consistency.BSP
+        expected = "1 with consistency='bsp', which averages single steps; for more, use rounds"
+        self._require("local_steps", expected, not is_bsp or self.local_steps in (None, 1))
+        expected = f"at most the number of samples, which is {self.samples}"
+        self._require("batch_size", expected, self.batch_size <= self.samples)
         self.learning_rate_at.require_rates()
-        self._require(
-            "heartbeat_timeout_s",
-            f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
-            2 * self.heartbeat_interval_s < self.heartbeat_timeout_s < math.inf,
-        )
-        self._require(
-            "takeover_after_s",
-            f"at least 1 second, and 5 times heartbeat_interval_s: {self.heartbeat_interval_s}",
-            max(1, 5 * self.heartbeat_interval_s) <= self.takeover_after_s < math.inf,
-        )
+        expected = f"more than twice heartbeat_interval_s, which is {interval_s}"
+        is_long = 2 * interval_s < self.heartbeat_timeout_s < math.inf
+        self._require("heartbeat_timeout_s", expected, is_long)
+        expected = f"at least 1 second, and 5 times heartbeat_interval_s: {interval_s}"
+        is_long = max(1, 5 * interval_s) <= self.takeover_after_s < math.inf
+        self._require("takeover_after_s", expected, is_long)
         self._require("minority", " or ".join(MINORITY), self.minority in MINORITY)
-        self._require(
-            "layout",
-            "at least one parameter; unique names that do not begin with 'optimizer/'",
-            _is_layout(self.layout),
-        )
+        expected = "at least one parameter; unique names that do not begin with 'optimizer/'"
+        self._require("layout", expected, _is_layout(layout))
         longest = MAX_ARRAY_BYTES // 4  # longer weights could not be sent
         if self.vector_size > longest:
             raise SettingError(
                 f"the model has {self.vector_size} parameters: expected at most {longest}"
             )
-        self._require(
-            "momenta",
-            f"numbers in [0, 1], fewer than the layout's {len(self.layout)} arrays",
-            len(self.momenta) < len(self.layout) and all(0 <= each <= 1 for each in self.momenta),
-        )
+        expected = f"numbers in [0, 1], fewer than the layout's {len(layout)} arrays"
+        is_valid = len(momenta) < len(layout) and all(0 <= each <= 1 for each in momenta)
+        self._require("momenta", expected, is_valid)
 
     def _require(self, name: str, expected: str, holds: bool) -> None:
         if not holds:
@@ -115,12 +100,12 @@ class RunSettings:
 
     @cached_property
     def vector_size(self) -> int:
-        """The length of the flat vector of all parameters and buffers."""
+        """The length of the flat vector of parameters and buffers."""
         return sum(math.prod(shape) for _, shape in self.layout)
 
     @property
     def parameter_count(self) -> int:
-        """The number of trained elements of the flat vector."""
+        """The number of trained elements of that vector."""
         trained = self.layout[: len(self.layout) - len(self.momenta)]
         return sum(math.prod(shape) for _, shape in trained)
 
@@ -130,7 +115,6 @@ class RunSettings:
 
     @property
     def minibatches(self) -> int:
-        """The number of minibatches of the run."""
         return self.epochs * minibatches_in(self.samples, self.batch_size)
 
     @cached_property
@@ -146,7 +130,6 @@ class RunSettings:
 
     @property
     def step_settings(self) -> StepSettings:
-        """The settings that a worker needs for its steps."""
         return StepSettings.of(self, optimizer=str(self.optimizer))
 
     @property

@@ -39,7 +39,7 @@ class Slowness(NamedTuple):
 
 
 def slowness_of(members: Sequence[Member], now: float) -> dict[int, Slowness]:
-    """Compare each worker with the others; return the result by worker id."""
+    """Compare each worker with the others, by worker id."""
     rates = {
         each.worker_id: each.speed.samples_per_s(now) / each.parts
         for each in members
@@ -60,7 +60,7 @@ def slowness_of(members: Sequence[Member], now: float) -> dict[int, Slowness]:
 
 
 def medians_of_others(values: Iterable[float]) -> Callable[[float], float | None]:
-    """Return a function: the median of all values but one equal to its argument, or None."""
+    """Return a function of a value: the median of the others, or None."""
     ordered = sorted(values)
     rest = len(ordered) - 1
 

@@ -45,7 +45,7 @@ class StateVersions:
 
     @property
     def has_momentum(self) -> bool:
-        """Whether the outer steps have a momentum, other than zeros."""
+        """Whether the momentum of the outer steps is not zero."""
         return self.outer_momentum is not self._at_rest
 
     @property
@@ -55,14 +55,14 @@ class StateVersions:
 
     @property
     def evaluated_weights(self) -> Vector:
-        """The weights for evaluation and inference: their average, if one is kept."""
+        """The weights for evaluation: their average, if one is kept."""
         return evaluated_weights(self.weights, self.vectors)
 
     def restore(self, version: int, weights: Vector, vectors: Mapping[str, Vector]) -> None:
         """Continue from a checkpoint's ``version``, with copies of its vectors.
 
-        An average of the weights that the checkpoint lacks starts afresh, and one that this run
-        does not keep is dropped. Raise ``CheckpointError`` for other vectors than this optimizer's.
+        An average of the weights that the checkpoint lacks starts afresh. Raise ``CheckpointError``
+        for other vectors than this optimizer's.
         """
         state = self.rule.initial(weights)
         own = self.rule.parts(state) | {OUTER_MOMENTUM: self._at_rest.copy()}

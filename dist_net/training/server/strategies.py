@@ -37,11 +37,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def next_lease(self, member: Member, now: float) -> Lease | None:
-        """Grant a lease of samples that nobody holds; None if there is none for this worker."""
+        """Grant samples that nobody holds; return None if this worker must wait."""
 
     @abstractmethod
     def outer_step(self, results: Sequence[Applied]) -> OuterStep | None:
-        """Return the outer step for the mean of all collected results; None to collect more."""
+        """Return the outer step for the mean of the collected results; None: collect more."""
 
     def plan_of(self, members: Sequence[Member]) -> RoundPlan:
         """Return the plan of a round of these workers."""
@@ -79,11 +79,11 @@ class Strategy(ABC):
         return self._round_s(now) > late_s
 
     def _round_s(self, now: float) -> float:
-        """Return the time since the round began, in which the server was not stopped."""
+        """Return the time since the round began, without pauses of the server."""
         return self.members.running_s(now) - self.began_s
 
     def collected(self, results: Sequence[Applied], now: float) -> OuterStep | None:
-        """Return the outer step that applies the results, which ends the round; None: not yet."""
+        """Return the outer step that ends the round; None: it goes on."""
         outer = self.outer_step(results)
         if outer is not None or not self.last_round_s:
             self.last_round_s = self._round_s(now)
