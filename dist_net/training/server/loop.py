@@ -269,10 +269,14 @@ class ServerLoop:
                 if (received := (yield 0)) is None:
                     break
                 self._handle(received)
-            self._look_for_others(now)
-            with suppress(OSError):
-                self.files.remember(self.server.standbys.remembered)
+            if is_alone := self.server.standbys.is_alone:
+                self.files.writes_until_s = math.inf
+            else:
+                self._look_for_others(now)
             self._carry_out(self.server.tick(now))
+            with suppress(OSError):
+                if not is_alone:
+                    self.files.remember(self.server.standbys.remembered)
             self.files.look_after_journal(now, writer)
             if self.files.journal.is_given_up:
                 error = self.files.journal.error

@@ -169,11 +169,9 @@ class RunMetrics:
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
         """Return whether another ``1 / RECORDS_PER_EPOCH`` of an epoch is completed."""
-        if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
-            return False
-        marks = RECORDS_PER_EPOCH * applied_samples // samples
         before = RECORDS_PER_EPOCH * (applied_samples - self.window.samples) // samples
-        return marks > before
+        is_completed = RECORDS_PER_EPOCH * applied_samples // samples > before
+        return is_completed and self.seconds - self.window.began_s >= RECORD_SHARE * self.seconds
 
     def record(
         self,

@@ -212,7 +212,8 @@ class ParameterServer:
     def tick(self, now: float) -> list[ServerCommand]:
         """Look for silent workers, once all heartbeats are handled."""
         run, commands = self.run, []
-        self.standbys.tick(now)
+        if not self.standbys.is_alone:
+            self.standbys.tick(now)
         for member in run.members.overdue(now):
             if member.worker_id not in run.members.silent:
                 self._event("lost", member, now, f"silent for {now - member.heard_s:.1f} s")
@@ -425,7 +426,8 @@ class ParameterServer:
         if member is None:
             return []
         removed = self._remove(member)
-        self.standbys.ends(member.voter_id, now)
+        if not self.standbys.is_alone:
+            self.standbys.ends(member.voter_id, now)
         self._event("left", member, now)
         return [removed]
 

@@ -213,11 +213,7 @@ class Standbys:
 
     def hold(self, now: float) -> bool:
         """Return whether the server may apply results."""
-        if self._is_free or self._goes_on_alone:
-            return True
-        holds = self._has_majority(now)
-        self._has_begun |= holds
-        return holds
+        return self._is_free or self._goes_on_alone or self._has_majority(now)
 
     def _has_majority(self, now: float) -> bool:
         bound = self._bound(now)
@@ -235,6 +231,11 @@ class Standbys:
     def _is_free(self) -> bool:
         """Whether no standby may take over, and no former server has a majority."""
         return self._has_begun and not self._rivals
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other host: no standby, and no former server."""
+        return self._has_begun and not (self._followers or self._former)
 
     @property
     def _peers(self) -> list[Member | Follower]:
@@ -261,6 +262,7 @@ class Standbys:
         """Forget standbys that have been silent for long, unless most voters are."""
         if math.isnan(self._began_s):
             self._began_s = now
+        self._has_begun = self._has_begun or self._has_majority(now)
         for name, each in list(self._followers.items()) if self.hold(now) else ():
             silent_s = now - max(each.heard_s, self._began_s)
             each.may_succeed = silent_s < FORGOTTEN_AFTER_S
@@ -283,6 +285,8 @@ class Standbys:
         later, earlier = fingerprint(self._lists[-1]), ids_of(self._lists[0])
         if all(each.voters == later for each in self._rivals if each.voter_id in earlier):
             self._lists = self._lists[-1:]
+        if self._is_free:
+            self._lists = ((self._own,),)
 
     def _present_voters(self, bound: set[VoterId]) -> Voters:
         """Return the standbys, the server, and the workers with a seat.

@@ -84,11 +84,9 @@ class Strategy(ABC):
 
     def collected(self, results: Sequence[Applied], now: float) -> OuterStep | None:
         """Return the outer step that ends the round; None: it goes on."""
-        outer = self.outer_step(results)
-        if outer is not None or not self.last_round_s:
+        if (outer := self.outer_step(results)) or not self.last_round_s:
             self.last_round_s = self._round_s(now)
-        if outer is not None:
-            self.plan = None
+        self.plan = None if outer else self.plan
         return outer
 
 

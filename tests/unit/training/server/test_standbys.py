@@ -299,6 +299,7 @@ def test_a_successor_applies_nothing_before_a_majority_has_joined_it() -> None:
     assert not desk.server.standbys.hold(desk.now)
     desk.beat(1, desk.now)
     assert desk.server.standbys.hold(desk.now)
+    desk.server.tick(desk.now)
     assert desk.server.standbys.hold(desk.now + 60.0)  # nobody can take over from it
 
 
