@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from math import pi, sin
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from described import described
@@ -104,9 +105,8 @@ class PoolCluster:
         self.readers = VirtualModelReaders(
             self.schedule, lambda: self.random.uniform(0.02, 0.3), self._read, self._has_read
         )
-        self.gateway = Gateway(
-            cast(Pool, self.pool), workers, self._kill, self.readers.execute, self.thread, ledger
-        )
+        processes: Any = SimpleNamespace(kill=self._kill, read=self.readers.execute)
+        self.gateway = Gateway(cast(Pool, self.pool), workers, processes, self.thread, ledger)
         self.gateway.start(cast(Any, self.loop))
 
     # The processes around the gateway.

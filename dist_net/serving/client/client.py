@@ -204,7 +204,12 @@ class Client(AbstractContextManager["Client"]):
     def models(self) -> list[ModelSummary]:
         """Return the served models. Raise NoAnswerError."""
         exchange = self._exchange()
-        found = [self._described(name, exchange) for name in self._names(exchange)]
+        models = self._connection.send("GET", "/v1/models", exchange).json()
+        try:
+            names = [str(each["name"]) for each in models]
+        except (TypeError, KeyError) as error:
+            raise unexpected(repr(models).encode()) from error
+        found = [self._described(name, exchange) for name in names]
         self._summaries = {summary.name: summary for summary in found}
         return found
 
@@ -370,13 +375,6 @@ class Client(AbstractContextManager["Client"]):
 
     def _exchange(self, timeout_s: float | None = None) -> Exchange:
         return Exchange(self._timeout_s if timeout_s is None else timeout_s)
-
-    def _names(self, exchange: Exchange) -> list[str]:
-        models = self._connection.send("GET", "/v1/models", exchange).json()
-        try:
-            return [str(each["name"]) for each in models]
-        except (TypeError, KeyError) as error:
-            raise unexpected(repr(models).encode()) from error
 
     def _described(self, model: str, exchange: Exchange) -> ModelSummary:
         path = _path(model, "/v1/models")

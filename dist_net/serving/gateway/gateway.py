@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from dist_net.ground.clock import Clock
 from dist_net.processes.child import RunningChild
 from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
@@ -48,23 +49,19 @@ class Gateway:
     """Runs one pool; its workers connect to ``socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
-    ``kill(credential, reason)`` ends and replaces a child that was evicted.
-    ``read`` reads models in other processes; ``prepared`` then receives the versions.
     """
 
     def __init__(
         self,
         pool: Pool,
         socket: ServerSocket,
-        kill: Callable[[str, str], None],
-        read: Callable[[ReadModel | RemoveArrays], None],
+        processes: PoolProcesses,
         clock: Clock,
         ledger: ClientLedger,
     ) -> None:
         self.pool = pool
         self._socket = socket
-        self._kill = kill
-        self._read = read
+        self._processes = processes
         self._clock = clock
         self._ledger = ledger
         self._futures: dict[int, asyncio.Future[Result]] = {}
@@ -273,6 +270,6 @@ class Gateway:
                         self._execute(self.pool.lost(node, reason, self._clock.now()))
                         self._want_turn()
                 case EvictWorker(child, reason):
-                    self._kill(child, reason)
+                    self._processes.kill(child, reason)
                 case ReadModel() | RemoveArrays():
-                    self._read(command)
+                    self._processes.read(command)

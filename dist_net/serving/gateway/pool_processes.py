@@ -104,20 +104,17 @@ class ModelReaders:
             if (reading := self._readings.get(model)) is not None:
                 self._advance(model, reading, now, report)
             if model in self._requested and model not in self._readings:
-                self._read(model, self._requested.pop(model), now)
+                version = self._requested.pop(model)
+                answer_file(self._directory, model).unlink(missing_ok=True)  # of an ended process
+                words = READ_OPTION, str(version), *self._words[model]
+                until_s = math.inf if version == UNREQUESTED else now + MAX_READ_S
+                child = self._start(ProcessSpec(f"reader-{model}", model_reading.__name__, words))
+                self._readings[model] = _Reading(child, version, until_s)
         return POLL_S if self._readings else math.inf
 
     def close(self) -> None:
         for reading in self._readings.values():
             reading.child.kill()
-
-    def _read(self, model: str, version: int, now: float) -> None:
-        with suppress(OSError):  # of a process that ended
-            answer_file(self._directory, model).unlink()
-        words = READ_OPTION, str(version), *self._words[model]
-        until_s = math.inf if version == UNREQUESTED else now + MAX_READ_S
-        child = self._start(ProcessSpec(f"reader-{model}", model_reading.__name__, words))
-        self._readings[model] = _Reading(child, version, until_s)
 
     def _advance(
         self, model: str, reading: _Reading, now: float, report: Callable[[ModelPrepared], None]

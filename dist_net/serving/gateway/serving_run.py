@@ -12,8 +12,8 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -99,7 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(source, FollowedRun):  # a join token is valid once
             named = named._replace(source=source.address)
         sources.append((named, source))
-    with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
+    loop_factory = None
+    with suppress(ImportError):
+        import uvloop  # which halves the time of a turn
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(serve(options, sources))
 
 
@@ -119,7 +124,10 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
     with ExitStack() as opened:
         places = _open(options, opened)
         clock = SystemClock()
-        specs = _workers(options, places.workers.contact_addresses[0], places.directory)
+        address, directory = places.workers.contact_addresses[0], str(places.directory)
+        count = 0 if options.ray else options.workers or 0
+        where = "--connect", address, "--directory", directory
+        specs = [_worker(options, where, f"worker-{i}") for i in range(count)]
         read = _pool_sources(options, sources, places.directory)
         processes = PoolProcesses(specs, read, places.logs)
         worker_ids = iter(partial(secrets.randbits, WORKER_ID_BITS), None)
@@ -129,7 +137,7 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
             ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(ray, partial(_worker, options, ray.worker_options), options.workers)
         ledger = ClientLedger(options.queue_bytes, options.quota)
-        gateway = Gateway(pool, places.workers, processes.kill, processes.read, clock, ledger)
+        gateway = Gateway(pool, places.workers, processes, clock, ledger)
         with _naming("--http"):
             http = _http(options, gateway, ledger)
         _print_joining(options, places)
@@ -192,7 +200,10 @@ async def _run(
         # With a thousand requests in flight a full one holds the loop for 30 ms, and finds little.
         gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
         if not stop.requested.is_set():
-            print(_served(gateway, http), file=sys.stderr, flush=True)
+            newest = [each.description for each in gateway.models().values() if each.description]
+            names = ", ".join(f"{each.name} (version {each.version})" for each in newest)
+            text = printable(f"serving {names}; the page is {http.url}/")
+            print(text, file=sys.stderr, flush=True)
             print(f"{READY} http={http.url}", flush=True)
         await stop.requested_or(serving, supervising)
         logger.info("draining")
@@ -218,15 +229,6 @@ def _naming(option: str) -> Iterator[None]:
         raise AddressError(f"{option}: {error}") from error
 
 
-def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return uvloop's factory, which halves the time of a turn, if installed; else asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
 async def _until_ready(
     gateway: Gateway, stop: StopSignals, processes: PoolProcesses, workers: int | None
 ) -> None:
@@ -237,14 +239,6 @@ async def _until_ready(
         if failures and workers != 0:  # workers on other hosts may still join
             raise failures[0]
         await asyncio.sleep(POLL_S)
-
-
-def _served(gateway: Gateway, http: "HttpServer") -> str:
-    names = ", ".join(
-        f"{name} (version {model.description.version})" if model.description else name
-        for name, model in gateway.models().items()
-    )
-    return printable(f"serving {names}; the page is {http.url}/")
 
 
 def _pool_sources(
@@ -265,12 +259,6 @@ def _pool_sources(
                 own += ["--training-keys", str(keys)]
         words[named.name] = [*own, "--", named.text]
     return PoolSources(words, followed, directory)
-
-
-def _workers(options: ServingOptions, address: str, directory: Path) -> list[ProcessSpec]:
-    words = ("--connect", address, "--directory", str(directory))
-    names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
-    return [_worker(options, words, name) for name in names]
 
 
 def _worker(options: ServingOptions, where: Sequence[Word], name: str) -> ProcessSpec:

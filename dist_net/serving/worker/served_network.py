@@ -154,7 +154,7 @@ class ServedNetwork:
             return
         specs = self.description.inputs
         nothing = {each.name: np.zeros((1, *each.shape), each.dtype) for each in specs}
-        if not all(np.isfinite(array).all() for array in self._run(nothing).values()):
+        if not all(np.isfinite(array).all() for array in self._outputs(nothing).values()):
             raise ModelLoadError(
                 f"{self.description.name} version {self.description.version} gives outputs that "
                 f"are not finite for an input of zeros; expected probabilities. Its weights are "
@@ -208,21 +208,19 @@ class ServedNetwork:
         return (Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE)
 
     def _outputs(self, inputs: Tensors) -> Tensors:
-        """Return the outputs of a batch by name, probabilities for logits; see ``_run``."""
-        outputs = self._run(inputs)
-        if self.description.has_logits:
-            with np.errstate(invalid="ignore"):  # of what is not finite
-                return {name: softmax(array) for name, array in outputs.items()}
-        return outputs
+        """Return the outputs of a batch by name, probabilities for logits.
 
-    def _run(self, inputs: Tensors) -> Tensors:
-        """Return the net's outputs for a batch by name. Raise TensorInputError, MemoryError."""
+        Raise TensorInputError, MemoryError.
+        """
         try:
-            return outputs_by_name(self._model, self._session, inputs, self.description.outputs)
+            found = outputs_by_name(self._model, self._session, inputs, self.description.outputs)
         except TensorInputError as error:
             if any(each in str(error) for each in NO_MEMORY):
                 raise MemoryError(str(error)) from error
             raise
+        with np.errstate(invalid="ignore"):  # of numbers that are not finite
+            has_logits = self.description.has_logits
+            return {name: softmax(each) if has_logits else each for name, each in found.items()}
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
         alone = self._settings.threads == 1 or len(payloads) == 1

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,8 +79,9 @@ class Host:
         self.killed: list[str] = []
         pool = Pool(PoolSettings(), ["net"], KnownChildren(), count(1), self.clock.now())
         self.read: list[object] = []
-        calls: Any = self.socket, self.kill, self.read.append, self.clock, ClientLedger(1 << 20)
-        self.gateway = Gateway(pool, *calls)
+        processes = SimpleNamespace(kill=self.kill, read=self.read.append)
+        others: Any = self.socket, processes, self.clock, ClientLedger(1 << 20)
+        self.gateway = Gateway(pool, *others)
         for index in range(workers):
             node = f"worker {index}".encode()
             join = JoinPool(node.decode(), "host", index, credential=str(index))

@@ -70,5 +70,5 @@ def errors_after_closing(make, socket):
 def test_a_closed_gateway_lets_its_socket_be(socket):
     pool = Pool(PoolSettings(), ["m"], KnownChildren(), count(1))
     assert not errors_after_closing(
-        lambda: Gateway(pool, socket, None, lambda _: None, SystemClock(), None), socket
+        lambda: Gateway(pool, socket, None, SystemClock(), None), socket
     )
