@@ -91,10 +91,9 @@ class FakeService:
         future.set_result(self.scripted.pop(0) if self.scripted else Result(Status.OK, 8))
         return future
 
-    def unload(self, model: str) -> Result:
+    def unload(self, model: str) -> None:
         self.done_to_models.append(f"unload {model}")
         self.unloads[model] = self.unloads.get(model, 0) + 1
-        return Result(Status.OK)
 
     def statistics(self, model: str) -> dict[int, ModelStatistics]:
         return self.counted.get(model, {})

@@ -195,7 +195,7 @@ NO_QUOTA = Quota()
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """Requests and bytes of the clients with one token, key or address since the start."""
+    """Requests and bytes of the clients with one token or address since the start."""
 
     name: str
     quota: Quota
@@ -210,7 +210,7 @@ class Account:
 class ClientShare:
     """A client's part of memory, of queues, and of the event loop's time.
 
-    Connections with one token or key share it; without one, all connections of an address do.
+    Connections with one token share it; without one, all connections of an address do.
     """
 
     client: str
@@ -286,7 +286,7 @@ class ClientLedger:
         self._rates = EventRates()
 
     def share_of(self, name: str, quota: Quota = NO_QUOTA) -> ClientShare:
-        """Return the share of the holders of a token or key."""
+        """Return the share of the holders of a token."""
         quota = self._quota if quota == NO_QUOTA else quota
         share = self._shares.get(name)
         if share is None or share.account.quota != quota:
@@ -294,7 +294,7 @@ class ClientLedger:
         return share
 
     def share_of_address(self, host: str, kind: str = "") -> ClientShare:
-        """Return the share of the connections of an address without token and key, of a kind."""
+        """Return the share of the connections of an address without a token, of a kind."""
         share = self._addresses.get(kind + host)
         if share is None:
             share = self._new_share(kind + host, host, self._quota)

@@ -109,14 +109,12 @@ class Gateway:
         self._want_turn()
         return self._future_of(self.pool.reload(model))
 
-    def unload(self, model: str) -> Result:
+    def unload(self, model: str) -> None:
         """Stop serving a model until it is reloaded; admitted requests are answered."""
         self._want_turn()
-        result = self.pool.unload(model)
-        if result.status == Status.OK:
-            self.unloads[model] += 1
-            logger.warning("model_unloaded model=%s", model)
-        return result
+        self.pool.unload(model)
+        self.unloads[model] += 1
+        logger.warning("model_unloaded model=%s", model)
 
     def models(self) -> Mapping[str, ServedModel]:
         return self.pool.catalogue.served()

@@ -30,7 +30,7 @@ from dist_net.serving.pool.description import (
     summary_of,
     summary_to_json,
 )
-from dist_net.serving.pool.requests import Result, Status
+from dist_net.serving.pool.requests import Status
 from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
 
 _PLATFORM = "dist_net"
@@ -143,12 +143,16 @@ class Models:
                 http_code=501,
             )
         name = served_model(self.gateway, request.path_params["model"]).name
-        return _loaded(name, await self.gateway.reload(name))
+        result = await self.gateway.reload(name)
+        if result.status != Status.OK:
+            return result_reply(result)
+        return Json({"name": name, "version": str(result.version)})
 
     async def unload(self, request: Request) -> Json:
         await self._content(request)
         name = served_model(self.gateway, request.path_params["model"]).name
-        return _loaded(name, self.gateway.unload(name))
+        self.gateway.unload(name)
+        return Json({"name": name, "version": "0"})
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
         served = served_model(self.gateway, request.path_params["model"])
@@ -173,12 +177,6 @@ class Models:
         exchange = HttpExchange(self.memory, request)
         body = await exchange.body()
         return json_object(body)[0] if body else {}
-
-
-def _loaded(name: str, result: Result) -> Json:
-    if result.status != Status.OK:
-        return result_reply(result)
-    return Json({"name": name, "version": str(result.version)})
 
 
 def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str, Any]:

@@ -143,10 +143,10 @@ def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]
 
 def _client_metrics(ledger: ClientLedger) -> Iterator[Metric]:
     for name, text in (
-        ("requests", "requests of a token, key or address"),
-        ("refused", "requests beyond the quota of a token, key or address"),
-        ("received_bytes", "bytes of requests by token, key or address"),
-        ("sent_bytes", "bytes of answers by token, key or address"),
+        ("requests", "requests of a token or address"),
+        ("refused", "requests beyond the quota of a token or address"),
+        ("received_bytes", "bytes of requests by token or address"),
+        ("sent_bytes", "bytes of answers by token or address"),
     ):
         values = [(client, getattr(of, name)) for client, of in ledger.accounts.items()]
         yield counter_family(f"client_{name}", text, "client", values)

@@ -185,16 +185,9 @@ _STATE = ("name", "versions", "is_ready", "reason", "max_batch_size", "is_unload
 
 
 def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
-    newest = model.description
-    return ModelSummary(
-        name=model.name,
-        versions=tuple(model.versions),
-        is_ready=model.is_ready,
-        is_unloaded=model.is_unloaded,
-        reason=model.reason,
-        max_batch_size=max_batch_size,
-        **_summary_of(newest or _NO_VERSION),
-    )
+    state = {each: getattr(model, each) for each in ("name", "is_ready", "is_unloaded", "reason")}
+    newest, versions = _summary_of(model.description or _NO_VERSION), tuple(model.versions)
+    return ModelSummary(**state, **newest, versions=versions, max_batch_size=max_batch_size)
 
 
 def _summary_of(version: VersionSummary) -> dict[str, Any]:

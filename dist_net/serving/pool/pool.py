@@ -28,7 +28,7 @@ from dist_net.serving.pool.requests import (
     SendToNode,
     Status,
 )
-from dist_net.serving.pool.scheduler import Scheduler, no_such_model
+from dist_net.serving.pool.scheduler import Scheduler
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
 from dist_net.wire.serving_messages import BatchDone, JoinPool, Loaded, ModelPrepared, PoolWelcome
@@ -77,8 +77,8 @@ class Pool:
         """Admit a request and return its id, or return the result that refuses it."""
         refusal = self._scheduler.refusal(request, now)
         if refusal is not None:
-            if (model := self._models.get(request.model)) is not None:
-                model.statistics_of(model.newest_number).refused += 1
+            model = self._models[request.model]
+            model.statistics_of(model.newest_number).refused += 1
             return refusal
         if not (request.rows or request.is_image):  # no batch has none
             known = self.catalogue.description(request.model, request.version)
@@ -91,21 +91,16 @@ class Pool:
     def cancel(self, request_id: int) -> None:
         self._requests.cancel(request_id)
 
-    def reload(self, model: str) -> int | Result:
-        if model not in self._models:
-            return no_such_model(model, self._models)
+    def reload(self, model: str) -> int:
         request_id = next(self._request_ids)
         self.catalogue.reload(model, request_id)
         return request_id
 
-    def unload(self, model: str) -> Result:
-        if model not in self._models:
-            return no_such_model(model, self._models)
+    def unload(self, model: str) -> None:
         if (newest := self._models[model].newest) is not None:
             self._requests.bind(self._models[model], newest, 0.0)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
-        return Result(Status.OK)
 
     # Messages from workers
 

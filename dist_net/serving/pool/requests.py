@@ -63,7 +63,7 @@ class Status(IntEnum):
 
 @dataclass(slots=True)
 class InferenceRequest:
-    """A request of ``rows`` inputs for one model.
+    """A request of ``rows`` inputs for one model, which the caller has found to fit the model.
 
     ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
     or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.

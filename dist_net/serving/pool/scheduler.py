@@ -6,10 +6,8 @@ expected cost of a request, by its size, only decides its worker and its batch.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
-from dist_net.ground.spelling import suggestion
-from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.open_requests import (
     ACTIVE_S,
@@ -112,9 +110,7 @@ class Scheduler:
 
     def refusal(self, request: InferenceRequest, now: float) -> Result | None:
         """Return the result that refuses a request, or None to admit it."""
-        model = self._models.get(request.model)
-        if model is None:
-            return no_such_model(request.model, self._models)
+        model, rows = self._models[request.model], request.rows
         if model.is_unloaded:
             return _not_found(f"{model.name} is not served: {model.reason}")
         if self.is_draining:
@@ -130,9 +126,10 @@ class Scheduler:
                     f"{model.name} has no version {request.version}; expected one of {served}"
                 )
             description = model.versions[request.version].description
-        wrong = _mismatch(request, description, self._settings.max_batch_size)
-        if wrong is not None:
-            return Result(Status.BAD_INPUT, description.version, reason=wrong)
+        most = self._settings.max_batch_size if description.is_batched else 1
+        if rows > most:
+            reason = f"the request has {rows} rows; expected at most {most}, as in a batch"
+            return Result(Status.BAD_INPUT, description.version, reason=reason)
         if refusal := self._requests.quarantine.refusal(request, description.version, now):
             return refusal
         settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
@@ -363,40 +360,6 @@ class Scheduler:
 def _is_distrusted(queue: ClientQueue, now: float) -> bool:
     """Return whether a client's requests lately took far longer than expected, or failed."""
     return now < queue.apart_until_s < math.inf
-
-
-def no_such_model(name: str, models: Iterable[str]) -> Result:
-    return _not_found(f"no model {name[:80]!r}; {suggestion(name, models)}")
-
-
-def _mismatch(
-    request: InferenceRequest, description: ModelDescription, max_rows: int
-) -> str | None:
-    """Return why a request does not fit its model, or None if it does."""
-    payload_bytes = len(request.payload)
-    rows, name = request.rows, description.name
-    if not description.is_batched:
-        max_rows = 1
-    min_rows = 0 if description.is_batched and not request.is_image else 1
-    if not min_rows <= rows <= max_rows:
-        return f"the request has {rows} rows; expected {min_rows} to {max_rows}, as in a batch"
-    timeout_s = request.timeout_s
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        return f"the timeout is {timeout_s} s; expected seconds above 0"
-    if request.is_image:
-        if not description.takes_images:
-            return f"{name} takes no images; expected a tensor of {description.input_shape}"
-        if rows != 1 or not payload_bytes:
-            return f"the request has {rows} rows in {payload_bytes} bytes; expected one image"
-    elif description.is_batched and payload_bytes != rows * description.row_bytes:
-        expected = " and ".join(
-            f"{(rows, *of.shape)} of {of.datatype}" for of in description.inputs
-        )
-        return (
-            f"the input has {payload_bytes} bytes; expected {rows * description.row_bytes} for "
-            f"{expected} for {name}"
-        )
-    return None
 
 
 def _not_found(reason: str) -> Result:

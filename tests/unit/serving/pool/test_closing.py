@@ -6,6 +6,7 @@ The sockets are fakes, which say when they are used after their end.
 import asyncio
 import os
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,5 +71,5 @@ def errors_after_closing(make, socket):
 def test_a_closed_gateway_lets_its_socket_be(socket):
     pool = Pool(PoolSettings(), ["m"], KnownChildren(), count(1))
     assert not errors_after_closing(
-        lambda: Gateway(pool, socket, None, SystemClock(), None), socket
+        lambda: Gateway(pool, socket, SimpleNamespace(read=id), SystemClock(), None), socket
     )
