@@ -134,17 +134,14 @@ class Expression:
 
     @property
     def ndim(self) -> int:
-        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The size of the result in memory."""
         return self.size * self.dtype.itemsize
 
     def with_inputs(self, inputs: Iterable[Expression]) -> Expression:
@@ -199,7 +196,6 @@ class Expression:
 
     @property
     def T(self) -> Expression:
-        """The transpose, with the axes reversed."""
         return self.transpose()
 
 

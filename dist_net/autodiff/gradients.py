@@ -67,7 +67,6 @@ def _total(contributions: Sequence[Expression]) -> Expression:
 
 
 def _key(node: Expression) -> object:
-    """Return a key of the unit that has one gradient: a node, or all variables of one name."""
     return node.operation if isinstance(node.operation, Variable) else id(node)
 
 

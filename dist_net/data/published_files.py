@@ -57,7 +57,6 @@ class PublishedFile:
 
     @property
     def sizes(self) -> str:
-        """Return the sizes as text, such as ``60,008``."""
         return " or ".join(f"{size_bytes:,}" for size_bytes in self.sizes_bytes)
 
     def check(self, path: Path) -> None:

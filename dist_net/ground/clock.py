@@ -16,5 +16,4 @@ class SystemClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """Return the seconds since an arbitrary moment."""
         return time.monotonic()

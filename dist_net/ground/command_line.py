@@ -56,7 +56,6 @@ def count_or_auto(least: int, most: float = math.inf) -> Callable[[str], int | N
 
 
 def number_or_auto(text: str) -> int | str:
-    """Argument type: a whole number, or ``auto``."""
     return text if text == AUTO else int(text)
 
 

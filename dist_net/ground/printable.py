@@ -18,7 +18,6 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return ``1 worker`` or ``2 workers``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -20,7 +20,6 @@ ROW_SUFFIXES = ".csv", ".npy"
 
 
 def is_row_file(path: str | Path) -> bool:
-    """Return whether the file name has the suffix of a file of rows."""
     return Path(path).suffix.lower() in ROW_SUFFIXES
 
 

@@ -109,7 +109,6 @@ def fitting_inputs(
 
 @lru_cache
 def record_of(specs: Specs) -> np.dtype[Any]:
-    """Return the type of a row, which has a field for each tensor."""
     return np.dtype([(each.name, each.dtype, each.shape) for each in specs])
 
 

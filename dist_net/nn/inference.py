@@ -142,7 +142,6 @@ class Inference:
         return self._plans.buffer_bytes
 
     def plan(self, batch_size: int) -> Plan:
-        """Return the plan for batches of this size, for printing."""
         self._bind(batch_size)
         return self._plans.compiled[batch_size][0]
 
@@ -227,7 +226,6 @@ class _Plans:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the softmax of ``(N, classes)`` logits, row by row."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities

@@ -39,7 +39,6 @@ Activation = Callable[[Expression], Expression]
 
 
 def linear(x: Expression) -> Expression:
-    """Return x."""
     return x
 
 

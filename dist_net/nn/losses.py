@@ -236,7 +236,6 @@ BINARY_LOSSES = binary_cross_entropy_of_logits, binary_cross_entropy_of_probabil
 
 
 def of_label(loss: Loss) -> Loss:
-    """Return the loss of a label without its weight."""
     return loss_named(loss.loss) if isinstance(loss, Weighted) else loss
 
 

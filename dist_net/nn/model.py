@@ -256,7 +256,6 @@ class Model:
         return model
 
     def to_json(self) -> str:
-        """Return the network, inputs and loss as JSON; see ``dist_net.nn.network_json``."""
         return network_json.describe(self.network, self.loss, self.input_fields)
 
     @classmethod
@@ -315,7 +314,6 @@ class Model:
         mean_loss(self.loss, outputs, ad.variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
-        """Return the variable of a batch of inputs."""
         return ad.variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
 
     def inputs_of(self, inputs: Any) -> Any:

@@ -52,7 +52,6 @@ INVALID = DistNetError, *MALFORMED, IndexError, MemoryError, ZeroDivisionError
 def describe(
     network: layers.Layer, loss: Loss, inputs: Mapping[str, tuple[np.dtype[Any], Shape]]
 ) -> str:
-    """Return the network, its loss and the fields of its inputs as JSON."""
     described = [(name, dtype.str, shape) for name, (dtype, shape) in inputs.items()]
     parts = {"network": to_data(network, {}), "loss": to_data(loss, {}), "inputs": described}
     return json.dumps({"format": FORMAT, **parts})

@@ -58,12 +58,10 @@ def small_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Valu
 
 
 def zeros(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
-    """All 0, usual for a bias."""
     return np.zeros(shape, np.float32)
 
 
 def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
-    """All 1, usual for a scale."""
     return np.ones(shape, np.float32)
 
 
@@ -92,7 +90,6 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """The number of elements."""
         return math.prod(self.shape)
 
 

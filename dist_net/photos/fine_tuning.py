@@ -64,7 +64,6 @@ class HeadComparison(NamedTuple):
 
     @property
     def is_better(self) -> bool:
-        """Whether the net replaces the head."""
         return self.lead > self.error
 
     def __str__(self) -> str:

@@ -273,7 +273,6 @@ def train_heads(
 
 
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
-    """Return the dot product of each head, (M,)."""
     products: HeadValues = np.einsum("kmc,kmc->m", one, other)
     return products
 

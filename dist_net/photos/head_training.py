@@ -90,7 +90,6 @@ class HeadTraining:
 
     @property
     def judged(self) -> JudgedImages:
-        """Return the images, with logits out of fold."""
         return JudgedImages(self._names, self.labels, self._out_of_fold, self._groups, self.folds)
 
     @property

@@ -118,7 +118,6 @@ def coarse_levels(grey: ImageLevels) -> ImageLevels:
 
 
 def _shrunk(images: ImageLevels, factor: int) -> ImageLevels:
-    """Return the means of ``factor`` x ``factor`` cells."""
     parts = [images[:, y::factor, x::factor] for y in range(factor) for x in range(factor)]
     return reduce(np.add, parts) / np.float32(factor**2)
 

@@ -65,11 +65,9 @@ class JudgedImages(NamedTuple):
         )
 
     def probabilities(self, calibration: Calibration) -> Scores:
-        """Return the calibrated probabilities, (N, classes)."""
         return softmax(self.logits / np.float32(calibration.temperature))
 
     def loss(self, calibration: Calibration) -> float:
-        """Return the mean cross-entropy of the calibrated probabilities."""
         logits = self.logits / np.float32(calibration.temperature)
         return float(cross_entropies(logits, self.targets).mean())
 
@@ -198,7 +196,6 @@ def proven_precisions(
 
 
 def cross_entropies(logits: Scores, targets: Targets) -> Losses:
-    """Return the cross-entropy of each row, (N,)."""
     rows = logits.astype(np.float64)
     rows -= rows.max(1, keepdims=True)
     return np.asarray(np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), targets])

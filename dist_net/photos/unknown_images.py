@@ -45,7 +45,6 @@ class Distance(NamedTuple):
         return np.asarray(whole - within - nearest)
 
     def over(self, usual: float) -> Self:
-        """Return the distance divided by the ``usual`` distance."""
         unit, directions = np.float32(usual), self.directions / np.float32(np.sqrt(usual))
         scale, kernel, bias = self.scale / unit, self.kernel / unit, self.bias / unit
         return self._replace(scale=scale, directions=directions, kernel=kernel, bias=bias)

@@ -86,7 +86,6 @@ class LoadedModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the name of each class; empty for a model that predicts numbers."""
         return self.found.labels
 
     @property

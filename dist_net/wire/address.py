@@ -61,7 +61,6 @@ class Address(NamedTuple):
 
     @property
     def is_tcp(self) -> bool:
-        """Return whether this is a TCP address, not a Unix socket's."""
         return self.port >= 0
 
 

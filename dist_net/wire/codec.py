@@ -269,6 +269,5 @@ def _field_error(layout: _Layout, field: _Field, value: Any) -> ProtocolError:
 
 
 def _shortened(value: object) -> str:
-    """Return the ``repr`` of a value, at most 80 characters long."""
     text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

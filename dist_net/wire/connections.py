@@ -143,7 +143,6 @@ class Connections(threading.Thread):
         return connection.number
 
     def find(self, number: int) -> TcpConnection | None:
-        """Return the connection with this number; None if it is closed."""
         return self._numbered.get(number)
 
     def has_unread(self, number: int) -> bool:

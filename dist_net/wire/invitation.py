@@ -111,7 +111,6 @@ def invite_again(
 
 
 def peer_keys_of(token: JoinToken) -> PeerKeys:
-    """Return the keys in a token."""
     secret = z85.encode(token.secret)
     return PeerKeys(z85.encode(token.server_public), zmq.curve_public(secret), secret)
 

@@ -106,7 +106,6 @@ class StatePacking:
 
 
 def _words(values: NDArray[np.generic]) -> Vector:
-    """Return the bytes of ``values``, padded, as float32 words."""
     padding = np.zeros(-values.nbytes % 4 // values.itemsize, values.dtype)
     return np.concatenate([values, padding]).view(np.float32)
 

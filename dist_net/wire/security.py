@@ -113,12 +113,10 @@ class PeerKeys:
 
     @classmethod
     def new(cls, server_public: bytes) -> Self:
-        """Return a new key pair."""
         return cls(server_public, *zmq.curve_keypair())
 
 
 def has_server_keys(directory: Path) -> bool:
-    """Return whether ``directory`` is a cluster's key directory."""
     return (directory / _SERVER_SECRET).exists()
 
 
@@ -173,7 +171,6 @@ def write_peer_keys(directory: Path, keys: PeerKeys, role: str = WORKER) -> None
 
 
 def allow_list_of(directory: Path, role: str) -> Path:
-    """Return the directory of the admitted keys of a role."""
     return directory / f"{role}s"
 
 

@@ -44,7 +44,6 @@ def term_number(term: int) -> int:
 
 
 def standbys_text(standbys: Iterable[Standby]) -> str:
-    """Return the text of a list of standbys."""
     return " ".join(f"{address} {key or NO_KEY}" for address, key in standbys)
 
 
@@ -83,7 +82,6 @@ class ServerPlaces:
 
     @property
     def text(self) -> str:
-        """The list of the places, from the current one on."""
         return standbys_text(filter(None, self._places))
 
     @property

@@ -119,7 +119,6 @@ class JoinToken:
 
 
 def is_token(text: str) -> bool:
-    """Return whether a word looks like a token, complete or not."""
     return _TOKEN.match(text) is not None
 
 
@@ -143,5 +142,4 @@ def _from_base62(letters: str) -> bytes:
 
 
 def _redacted(text: str) -> str:
-    """Return a token for an error message, without its secret."""
     return repr(text if len(text) <= 12 else f"{text[:6]}...{text[-3:]}")

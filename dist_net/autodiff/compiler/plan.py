@@ -33,7 +33,6 @@ class BoundPlan:
         self._calls = [call for _, calls in steps for call in calls]
 
     def __len__(self) -> int:
-        """Return the number of calls in a run."""
         return len(self._calls)
 
     def run(self) -> tuple[Array, ...]:

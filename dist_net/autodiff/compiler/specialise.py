@@ -263,7 +263,6 @@ def _epilogue(fused: Expression) -> Epilogue:
 
 
 def _with_epilogue(fused: Expression, **changes: float) -> Expression:
-    """Return the fused convolution with another epilogue."""
     assert isinstance(fused.operation, FusedConvolution)
     epilogue = replace(fused.operation.epilogue, **changes)
     return apply(replace(fused.operation, epilogue=epilogue), *fused.inputs)

@@ -181,12 +181,10 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def is_computed(node: Expression) -> bool:
-    """Return whether the node must be computed: it is no variable, constant or view."""
     return not isinstance(node.operation, Variable | Constant | View)
 
 
 def unreshaped(node: Expression) -> Expression:
-    """Return the node of which ``node`` is a reshape."""
     while isinstance(node.operation, Reshape):
         (node,) = node.inputs
     return node

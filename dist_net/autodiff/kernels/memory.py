@@ -29,7 +29,6 @@ class Arena:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes allocated so far."""
         return sum(map(len, self._pieces))
 
     def pieces(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:

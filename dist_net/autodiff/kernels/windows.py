@@ -158,12 +158,10 @@ class AxisWindows:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether each window is exactly one element."""
         return self.size == self.stride == 1 and self.results == self.length
 
     @property
     def overlaps(self) -> bool:
-        """Whether an element can be in two windows."""
         return self.size > self.stride
 
     @property
@@ -173,13 +171,10 @@ class AxisWindows:
         return self.size == self.stride and self.before == 0 and covered >= self.length
 
     def index(self, where: slice) -> tuple[slice, ...]:
-        """Return the index of ``where`` along the axis."""
         return (slice(None),) * self.axis + (where,)
 
     def of(self, array: Array, where: slice) -> Array:
-        """Return ``array`` at ``where`` along the axis."""
         return array[self.index(where)]
 
     def resized(self, shape: Shape, length: int) -> Shape:
-        """Return a map's ``shape`` with another length of the axis."""
         return (*shape[: self.axis], length, *shape[self.axis + 1 :])

@@ -185,7 +185,6 @@ def conv2d_transpose(
 
 
 def map_size(x: Expression) -> Pair:
-    """Return the height and width of (N, H, W, C)."""
     return x.shape[1], x.shape[2]
 
 

@@ -213,7 +213,6 @@ def softplus(x: Expression) -> Expression:
 
 
 def silu(x: Expression) -> Expression:
-    """Return x · sigmoid(x)."""
     return x * sigmoid(x)
 
 
@@ -302,5 +301,4 @@ class AsType(Elementwise):
 
 
 def astype(x: Expression, dtype: DTypeLike) -> Expression:
-    """Convert x to another dtype."""
     return x if np.dtype(dtype) == x.dtype else apply(AsType(np.dtype(dtype)), x)

@@ -203,7 +203,6 @@ def cumsum(x: Expression, axis: int | None = None) -> Expression:
 
 
 def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
-    """Broadcast ``x`` to ``shape`` by NumPy's rules."""
     target = integers("broadcast_to: shape", shape)
     return x if target == x.shape else apply(BroadcastTo(target), x)
 

@@ -209,7 +209,6 @@ def _places(given: object, axis: int, shape: Shape) -> int | range:
 
 
 def _shape_of(index: Index) -> Shape:
-    """Return the shape of a slice."""
     return tuple(1 if each is None else len(each) for each in index if not isinstance(each, int))
 
 

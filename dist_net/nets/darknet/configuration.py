@@ -84,11 +84,9 @@ class Section:
     source: str = field(default="", compare=False)
 
     def integer(self, option: str, default: int, least: int = 0) -> int:
-        """Return a whole number of at least ``least``."""
         return self._value(option, default, int, least)
 
     def number(self, option: str, default: float, least: float = -LARGEST_NUMBER) -> float:
-        """Return a number of at least ``least``."""
         return self._value(option, default, float, least)
 
     def flag(self, option: str) -> bool:
@@ -140,7 +138,6 @@ class Configuration:
 
     @property
     def net(self) -> Section:
-        """The section that describes the input."""
         return self.sections[0]
 
     @property
@@ -241,7 +238,6 @@ def configuration_text(configuration: Configuration) -> str:
 
 
 def section(kind: str, **options: str | float) -> str:
-    """Return the text of a section."""
     return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 

@@ -21,20 +21,17 @@ from dist_net.nn.layers import Activation
 
 
 def plse(x: Expression) -> Expression:
-    """Return a sigmoid in three straight pieces."""
     outside = ad.where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
     inside = x * 0.125 + 0.5
     return ad.where(x < -4.0, outside, ad.where(x > 4.0, outside, inside))
 
 
 def lhtan(x: Expression) -> Expression:
-    """x from 0 to 1, with a slope of 0.001 outside."""
     below = x * 0.001
     return ad.where(x < 0.0, below, ad.where(x > 1.0, below + 0.999, x))
 
 
 def selu(x: Expression) -> Expression:
-    """Return the scaled exponential linear unit, with constants rounded as in Darknet."""
     scale, alpha = 1.0507, 1.6732
     return ad.where(x >= 0.0, x * scale, ad.expm1(ad.minimum(x, 0.0)) * (scale * alpha))
 

@@ -52,7 +52,6 @@ class DarknetNetwork:
 
     @property
     def model(self) -> Model:
-        """The model, whose outputs are probabilities."""
         return Model(self, self.input_shape, cross_entropy_of_probabilities, np.float32)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:

@@ -81,7 +81,6 @@ def convolution(
 
 
 def biased(filters: int, size: int, stride: int = 1, activation: str = "relu", pad: int = 1) -> str:
-    """A convolution with a bias."""
     options = {"filters": filters, "size": size, "stride": stride, "pad": pad}
     return section("convolutional", **options, activation=activation)
 

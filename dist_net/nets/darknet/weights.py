@@ -116,7 +116,6 @@ def _named(layer: PlacedLayer, stored: Stored) -> str:
 
 
 def _stored(network: DarknetNetwork) -> Iterator[tuple[PlacedLayer, Stored]]:
-    """Yield every array of a network, in the file's order."""
     for layer in network.layers:
         for stored in layer.layer.stored(layer.input_shape, layer.output_shape):
             yield layer, stored

@@ -164,7 +164,6 @@ class Recipe(KnownOptions):
 
     @cached_property
     def layout(self) -> Layout:
-        """The names and shapes of parameters and buffers in the flat vector."""
         if self.network is None:
             return layout_of(self.weights, self.parameters, self.buffers)
         return self.model.layout

@@ -108,7 +108,6 @@ class _CheckedSource(SourceLoader):
         self._source = source
 
     def get_filename(self, fullname: str) -> str:
-        """Return the file that tracebacks name."""
         return str(self._path)
 
     def get_data(self, path: str | bytes) -> bytes:
@@ -116,7 +115,6 @@ class _CheckedSource(SourceLoader):
 
 
 def read_any(path: Path) -> bytes | None:
-    """Return the content of a file; None if it does not exist."""
     return path.read_bytes() if path.is_file() else None
 
 

@@ -100,7 +100,6 @@ class FoundModel:
 
     @property
     def is_batched(self) -> bool:
-        """Whether rows are computed independently."""
         return not isinstance(self.model, ForeignModel) or self.model.is_batched
 
     @property

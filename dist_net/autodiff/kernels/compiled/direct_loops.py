@@ -195,7 +195,6 @@ class Direct(Im2Row):
     adds_in_one_order = True
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """Return the bytes of the padded part of the map that a block reads."""
         return scratch_bytes([self._padded_shape(problem, block)], problem.dtype)
 
     def calls(

@@ -36,7 +36,6 @@ def geometry(windows: Windows, first_row: int) -> Geometry:
 
 
 def flat(array: Array) -> Array:
-    """Return a flat view of a contiguous array."""
     return array.reshape(array.size, copy=False)
 
 

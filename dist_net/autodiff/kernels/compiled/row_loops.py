@@ -87,11 +87,9 @@ class RowOfArrays(NamedTuple):
         return repeated(self.columns, lambda k, total: (step(k, total),), total, by=LANES)[0]
 
     def sum(self, term: Callable[[int], Lanes]) -> Lanes:
-        """Return the sum of the terms of all places."""
         return across(self.over_places(lambda k, total: total + term(k), self.zero), add)
 
     def fill(self, value: Callable[[int], Lanes]) -> None:
-        """Store the value of each place."""
         repeated(self.columns, lambda k: self.store(k, value(k)), by=LANES)
 
     def moments(self) -> tuple[Lanes, Lanes]:

@@ -208,7 +208,6 @@ def multiply_add(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
 
 @traced(VECTOR)
 def square_root(a: Lanes) -> Lanes:
-    """Return the elementwise square root."""
     return _by_intrinsic("sqrt", a)
 
 

@@ -157,13 +157,11 @@ class CompiledWinograd(Winograd):
     """``Winograd`` with each transform in one pass; a stride of 2 requires m = 2."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """Return the bytes of scratch for a block, by this algorithm or the plain one."""
         return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
         if min(problem.x[3], block.size[2]) < LANES:
             return self._plain.calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)

@@ -53,7 +53,6 @@ class Choice:
     blocking: Blocking
 
     def blocks(self, problem: Problem) -> list[Block]:
-        """Return the blocks of the output."""
         return [*self.blocking.blocks(problem.out, self.algorithm.row_step)]
 
     def reserve_scratch(self, problem: Problem, pool: ThreadPool) -> None:

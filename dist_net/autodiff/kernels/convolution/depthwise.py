@@ -30,21 +30,17 @@ class Depthwise:
     adds_in_one_order = True
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """Return the shape of the result of ``prepare``."""
         return *problem.windows.size, problem.out[3]
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """Return (kh, kw, 1, C) as (kh, kw, C), a view."""
         return filters[:, :, 0]
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """Return the bytes of scratch that one thread needs for a block."""
         return scratch_bytes(self._shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
         padded, spare = carve(scratch, self._shapes(problem, block), problem.dtype)
         patches, out = _patches(problem.windows, problem.x, problem.out), arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]

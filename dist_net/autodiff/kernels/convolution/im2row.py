@@ -29,7 +29,6 @@ class Im2Row:
         self.gemm = gemm or Gemm()
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """Return the shape of the result of ``prepare``."""
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
             return self.gemm.layout((length, columns))
@@ -46,13 +45,11 @@ class Im2Row:
         return filters.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """Return the bytes of scratch that one thread needs for a block."""
         return scratch_bytes(_shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
         gather, matrix = patches_of(problem).rows(arrays.x, block, padded, matrix)
         calls = [*gather]
@@ -98,17 +95,14 @@ class Patches:
 
     @property
     def channels(self) -> int:
-        """The channels of one group."""
         return self.map_shape[3] // self.groups
 
     @property
     def length(self) -> int:
-        """The length of a row: the values of one window in one group."""
         return math.prod(self.windows.size) * self.channels
 
     @property
     def _are_pixels(self) -> bool:
-        """Whether the map's pixels are the rows, without a copy."""
         (top, _), (left, _) = self.windows.padding
         is_pointwise = self.windows.size == self.windows.stride == (1, 1) and top == left == 0
         return is_pointwise and self.result == self.map_shape[1:3]

@@ -30,7 +30,6 @@ class Epilogue:
 
     @property
     def clips(self) -> bool:
-        """Whether the result is clipped."""
         return self.low > -math.inf or self.high < math.inf
 
     def calls(
