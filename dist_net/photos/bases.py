@@ -234,9 +234,12 @@ class FeatureExtractor:
     ) -> None:
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
         prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
-        found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
-        found = computed_by(found, self._engine)
-        session = open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+        if self._engine == NUMPY:
+            session = open_session(self._model, prepared, self._threads, BATCH_SIZE)
+        else:
+            found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
+            found = computed_by(found, self._engine)
+            session = open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
         with closing(session) as inference:
             for start in range(0, len(new), BATCH_SIZE):
                 rows = new[start : start + BATCH_SIZE]

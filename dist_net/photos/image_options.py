@@ -13,7 +13,6 @@ from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.optim.ranges import use_plain_numbers
 from dist_net.photos.bases import DEFAULT_BASE, NONE
@@ -101,10 +100,6 @@ class ImageOptions:
     def augmentation(self) -> Augmentation:
         changes = COLOUR_CHANGES if self.colour_changes else {}
         return Augmentation(1 - self.zoom / 100, self.flip, self.rotate, **changes)
-
-    def of_training(self) -> RunOptions:
-        """Return the options of training; the recipe sets the epochs and the learning rate."""
-        return replace(self.run, recipe=IMAGES, epochs=None, learning_rate=None)
 
     def for_copy(self, folder: Path) -> Self:
         """Return the options for a copy of the folder, and of the labels at their place from it."""

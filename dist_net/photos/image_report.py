@@ -66,7 +66,14 @@ def train_and_report(options: ImageOptions, host: RunHost) -> dict[str, Any]:
         thumbnails = _thumbnails(images, content)
         if recipe.base.kind == "small" or trained.tuning or options.views > 1:
             thumbnails |= _variants(images, options)
-        _write_report(directory, content, thumbnails, host.display.console)
+        report = directory.report
+        directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
+        directory.write(report, report_page(content, thumbnails))
+        try:
+            with directory.replacing(report.with_suffix(".png")) as file:
+                draw_report(content, thumbnails, file)
+        except MissingExtraError as error:
+            host.display.console.print(str(error))
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.model_file)} | measured
 
@@ -121,19 +128,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     file = BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _write_report(
-    directory: RunDirectory, content: dict[str, Any], thumbnails: dict[str, bytes], console: Console
-) -> None:
-    report = directory.report
-    directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
-    directory.write(report, report_page(content, thumbnails))
-    try:
-        with directory.replacing(report.with_suffix(".png")) as file:
-            draw_report(content, thumbnails, file)
-    except MissingExtraError as error:
-        console.print(str(error))
 
 
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:

@@ -342,7 +342,9 @@ class ImageRun:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(initial)
         dataset = loaded.recipe.load_dataset()
-        options = self.options.of_training().on(loaded, dataset)
+        # The recipe sets the epochs and the learning rate.
+        run = replace(self.options.run, recipe=IMAGES, epochs=None, learning_rate=None)
+        options = run.on(loaded, dataset)
         settings = options.settings(loaded)
         with self.host.display:
             self.console.print(

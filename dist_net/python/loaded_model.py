@@ -34,8 +34,8 @@ from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, 
 from dist_net.nets.recipe_origins import saved_recipe
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.sources.found_model import FoundModel, found_model
+from dist_net.nets.sources.model_files import RunFiles
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
-from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nets.tensor_specs import Inputs, Specs, fitting_inputs
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, softmax

@@ -159,9 +159,12 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
     copies: dict[int, Expression] = {}
 
     def contiguous(node: Expression) -> Expression:
-        if _is_contiguous(node):
-            return node
-        return copies.setdefault(id(node), apply(Copy(), node))
+        owner = node
+        while isinstance(owner.operation, View):
+            if not owner.operation.keeps_contiguous:
+                return copies.setdefault(id(node), apply(Copy(), node))
+            (owner,) = owner.inputs
+        return node
 
     for node in topological_order(outputs):
         inputs = tuple(materialised[id(each)] for each in node.inputs)
@@ -195,14 +198,6 @@ def viewed(node: Expression) -> Expression:
     while isinstance(node.operation, View):
         (node,) = node.inputs
     return node
-
-
-def _is_contiguous(node: Expression) -> bool:
-    while isinstance(node.operation, View):
-        if not node.operation.keeps_contiguous:
-            return False
-        (node,) = node.inputs
-    return True
 
 
 def steps_of(outputs: Sequence[Expression]) -> list[Step]:

@@ -16,8 +16,13 @@ from dist_net.nets.onnx_gate import PixelOptions, onnx_files
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import MODELS
-from dist_net.nets.sources.net_files import DarknetFiles, OnnxFile, PretrainedNet
-from dist_net.nets.sources.run_files import NO_PRECISION, RunFiles
+from dist_net.nets.sources.model_files import (
+    NO_PRECISION,
+    DarknetFiles,
+    OnnxFile,
+    PretrainedNet,
+    RunFiles,
+)
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token

@@ -16,8 +16,7 @@ from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.onnx_gate import PixelOptions
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.net_files import OnnxFile
-from dist_net.nets.sources.run_files import RunFiles
+from dist_net.nets.sources.model_files import OnnxFile, RunFiles
 from dist_net.nn import (
     Concatenate,
     Dense,

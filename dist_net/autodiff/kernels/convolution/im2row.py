@@ -58,18 +58,10 @@ class Im2Row:
             calls += self.gemm.calls(matrix[0], columns, product[:, 0])
         else:
             calls.append(partial(np.matmul, matrix, arrays.filters, product.transpose(1, 0, 2)))
-        calls += self._from_product(problem, block, arrays, product, spare)
-        return calls
-
-    def _from_product(
-        self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
-    ) -> Sequence[Call]:
-        """Return the calls that apply the epilogue to a block's product and write the output."""
-        out = arrays.out[block.index]
+        out, bias = arrays.out[block.index], arrays.bias[block.channels]
         residual = None if arrays.residual is None else arrays.residual[block.index]
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
-        bias = arrays.bias[block.channels]
-        return problem.epilogue.calls(values, bias, residual, out, spare)
+        return [*calls, *problem.epilogue.calls(values, bias, residual, out, spare)]
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:

@@ -50,7 +50,10 @@ class Epilogue:
         if self.clips:
             low, high = values.dtype.type(self.low), values.dtype.type(self.high)
             calls.append(partial(np.clip, values, low, high, out=values))
-        return _ending_in(out, calls, values)
+        if not calls:
+            return [partial(np.copyto, out, values)]
+        last = calls.pop()
+        return [*calls, partial(last.func, *last.args, out=out)]
 
 
 def _leaky_relu(slope: float, values: Array, spare: Array) -> list[partial[object]]:
@@ -62,14 +65,6 @@ def _leaky_relu(slope: float, values: Array, spare: Array) -> list[partial[objec
         partial(np.multiply, values, values.dtype.type(slope), out=spare),
         partial(np.maximum, values, spare, out=values),
     ]
-
-
-def _ending_in(out: Array, calls: list[partial[object]], values: Array) -> list[Call]:
-    """Return ``calls`` with the last one writing to ``out``; a copy to ``out`` if empty."""
-    if not calls:
-        return [partial(np.copyto, out, values)]
-    *before, last = calls
-    return [*before, partial(last.func, *last.args, out=out)]
 
 
 @dataclass(frozen=True)
