@@ -133,7 +133,6 @@ class Task:
 
 
 def read(dataset: Dataset[Any], rows: SampleIndices) -> Any:
-    """Return the minibatch of these samples."""
     if isinstance(dataset, TensorDataset):
         indices = torch.tensor(rows)  # a copy: ``rows`` is read-only
         return [each[indices] for each in dataset.tensors]

@@ -94,7 +94,6 @@ def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
 
 
 def pool_reports(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the state of a pool once, or with ``--follow`` again and again."""
     with pool_client(arguments, arguments.address, arguments.timeout) as client:
         yield client.status()
         while arguments.follow:

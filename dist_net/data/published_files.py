@@ -92,7 +92,6 @@ class PublishedFile:
                 stamp.write_text(line)
 
     def is_cached(self, directory: Path) -> bool:
-        """Return whether ``directory`` holds the file with the published content."""
         with suppress(SourceError):
             self.check_cached(directory)
             return True

@@ -147,7 +147,6 @@ def _bytes_of(tensor: Vector) -> memoryview:
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Vector]) -> str:
-    """Return the SHA-256 of a checkpoint's content, in hexadecimal digits."""
     names = sorted(tensors)
     shapes = [(name, tensors[name].shape) for name in names]
     facts = sorted(item for item in metadata.items() if item[0] != DIGEST_KEY)

@@ -29,7 +29,6 @@ class PrintableFormatter(logging.Formatter):
 
 
 def printable_report(report: Any) -> Any:
-    """Return a JSON value with every string printable."""
     if isinstance(report, str):
         return printable(report)
     if isinstance(report, list):

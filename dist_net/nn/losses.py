@@ -155,7 +155,6 @@ class Weighted:
         return total / ad.maximum(ad.sum(counted, 1), 1.0)
 
     def counts(self, labels: Expression) -> Expression:
-        """Return which labels are not ignored, bools."""
         if self.ignored is None:
             return ad.broadcast_to(ad.constant(np.array(True)), labels.shape)
         # An unsigned integer cannot be -1.

@@ -126,7 +126,6 @@ class _Reader:
         self._built: list[tuple[Any, int]] = []
 
     def value(self, data: Any) -> Any:
-        """Return the value of some JSON; see ``from_data``."""
         if isinstance(data, list):
             return tuple(map(self.value, data))
         if isinstance(data, int) and abs(data) > MAX_NUMBER:

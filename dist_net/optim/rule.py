@@ -353,7 +353,6 @@ class UpdateRule:
         return np.multiply(gradient, clip_norm / norm, out=self._clipped)
 
     def _average(self, latest: Floats, observed: Floats, out: Floats) -> None:
-        """Move the buffers towards the observation."""
         with np.errstate(all="ignore"):
             np.subtract(observed, latest, out=self._difference)
             self._difference *= self._rates

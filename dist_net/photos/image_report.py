@@ -161,7 +161,6 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
 
 
 def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
-    """Draw the precision and recall of each class as bars."""
     classes = content["classes"][:MAX_BARS]
     places = np.arange(len(classes))
     for offset, quantity in ((-0.2, "precision"), (0.2, "recall")):

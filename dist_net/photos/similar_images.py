@@ -26,7 +26,6 @@ MIRRORED_SHARE = 0.65
 
 
 def thumbnails_and_digests(samples: Samples) -> tuple[Thumbnails, list[bytes]]:
-    """Return the thumbnail of each image, and the SHA-256 of its pixels."""
     thumbnails, digests = np.empty((len(samples), SIDE, SIDE, 3), np.uint8), []
     image = np.empty((1, *samples.shape), np.uint8)
     for index, thumbnail in enumerate(thumbnails):

@@ -115,7 +115,6 @@ def _host_and_port(text: str, lowest_port: int) -> tuple[str, int]:
 
 
 def _resolve(text: str, host: str, port: int) -> str:
-    """Return the host's numeric address."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -212,7 +212,6 @@ class Connections(threading.Thread):
         return connection
 
     def _admit(self) -> None:
-        """Admit or refuse a peer in its handshake."""
         version, request, _, _, _, mechanism, *credentials = self._admissions.recv_multipart()
         status, user = ADMITTED, b""
         if self._allow_list is not None:

@@ -85,7 +85,6 @@ class StatePacking:
         self._unpack_rest(rest, out)
 
     def _rest(self, state: Vector) -> list[Vector]:
-        """Return the packed parts behind the weights."""
         # Adding half of the last place that stays rounds to the nearest.
         bits = state[self._moments].view(np.uint32)
         moments = (bits + 0x8000 >> 16).astype(np.uint16)

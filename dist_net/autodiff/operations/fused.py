@@ -50,7 +50,6 @@ class Fused(SharedOperation):
         return inputs[0].shape, same_dtype(self.label, *inputs, kinds=FLOATS)
 
     def is_compiled(self, x: Expression) -> bool:
-        """Return whether the loops support arrays such as ``x``."""
         if x.dtype != np.float32 or not x.ndim or not x.size:
             return False
         vectors = compiled_loops("vectors")

@@ -82,7 +82,6 @@ def matmul(first: Operand, second: Operand) -> Expression:
 
 
 def misfit(a: Expression, b: Expression) -> ShapeError:
-    """Return the error for matrices that cannot be multiplied."""
     return ShapeError(
         f"matmul: shapes {a.shape} and {b.shape} do not match; expected (..., n, k) and "
         f"(..., k, m) with the same k and leading axes that broadcast"

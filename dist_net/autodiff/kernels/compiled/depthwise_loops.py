@@ -60,7 +60,6 @@ class CompiledDepthwise(Depthwise):
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """Return the call that computes a block of the output."""
         windows = problem.windows
         images, rows, _ = block.size
         seen = geometry(windows, block.rows.start)

@@ -200,7 +200,6 @@ class Direct(Im2Row):
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
         first, stop = block.channels.start, block.channels.stop
         if stop < LANES:
             raise ValueError(f"{stop} outputs; expected at least {LANES}, a vector")

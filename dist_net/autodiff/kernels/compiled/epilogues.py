@@ -55,7 +55,6 @@ EPILOGUE = Tuple((WRITTEN, READ, BOOLEAN, READ, NUMBERS, integers(4)))
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> OfBlock:
-    """Return the epilogue of a block."""
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias

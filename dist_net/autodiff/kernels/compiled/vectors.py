@@ -170,7 +170,6 @@ def value_at(source: Pointer, index: Any) -> Any:
 
 @traced(VECTOR)
 def spread(value: Any, lanes: int = LANES) -> Lanes:
-    """Return a vector of one value."""
     builder, empty = value.builder, ir.Constant(_vector_of(lanes), ir.Undefined)
     all_first = ir.Constant(_vector_of(lanes, ir.IntType(32)), None)
     first = builder.insert_element(empty, value.value, _FIRST)

@@ -61,7 +61,6 @@ class Choice:
         pool.reserve(max(sizes))
 
     def tasks(self, problem: Problem, arrays: Arrays, pool: ThreadPool) -> list[Task]:
-        """Return the task that computes each block."""
         self.reserve_scratch(problem, pool)
         scratch = [pool.scratch(thread) for thread in range(pool.threads)]
         return [
