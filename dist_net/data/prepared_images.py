@@ -148,28 +148,22 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
         damaged = [LeftOut(path, reason) for path, reason in self._skipped.items()]
         return sorted([*self.folder.left_out, *damaged])
 
-    def rows(self, part: str) -> SampleIndices:
+    def rows(self, part: str | None = None) -> SampleIndices:
         """Return the indices of a part's usable images in the folder's list, ``(N,)`` int64."""
-        images, rows = self.folder.images, self.usable_rows().tolist()
-        return np.array([row for row in rows if images[row].part == part], np.int64)
+        rows = [
+            row
+            for row, each in enumerate(self.folder.images)
+            if each.path not in self._skipped and part in (None, each.part)
+        ]
+        return np.array(rows, np.int64)
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Return the class index of each usable image of a part, ``(N,)`` int64."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> ArraySamples | DecodedImages:
-        return self._samples(self.rows(part))
-
-    def usable_rows(self) -> SampleIndices:
-        """Return the indices of all usable images in the folder's list, whatever their part."""
-        images = enumerate(self.folder.images)
-        return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
-
-    def usable_samples(self) -> ArraySamples | DecodedImages:
-        """Return the usable images of all parts, in the order of ``usable_rows``."""
-        return self._samples(self.usable_rows())
-
-    def _samples(self, rows: SampleIndices) -> ArraySamples | DecodedImages:
+    def samples(self, part: str | None = None) -> ArraySamples | DecodedImages:
+        """Return a part's usable images; None: those of all parts, in the folder's order."""
+        rows = self.rows(part)
         if self.pixels is not None:
             return ArraySamples(self.pixels, rows)
         paths = [self.folder.images[row].path for row in rows]

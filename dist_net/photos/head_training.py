@@ -75,7 +75,7 @@ class HeadTraining:
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
         labels = np.array(images.folder.labels, np.int64)[rows]
         names = [images.folder.images[row].path for row in rows.tolist()]
-        is_used = np.isin(images.usable_rows(), rows)
+        is_used = np.isin(images.rows(), rows)
         views = np.ascontiguousarray(features[is_used].swapaxes(0, 1))
         return cls(views, labels, groups[rows], names, seed, rows)
 

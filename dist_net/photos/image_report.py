@@ -101,10 +101,10 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:
     """Return the PNG files of the images that a report shows, by image name."""
     shown = {each["image"] for each in (*content["mistakes"], *content["doubtful"])}
-    samples = images.usable_samples()
+    samples = images.samples()
     pixels = np.empty((1, *samples.shape), np.uint8)
     thumbnails = {}
-    for index, row in enumerate(images.usable_rows().tolist()):
+    for index, row in enumerate(images.rows().tolist()):
         name = images.folder.images[row].path
         if name in shown:
             samples.read(np.array([index]), pixels)

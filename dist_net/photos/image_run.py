@@ -121,7 +121,7 @@ class ImageRun:
         views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
         extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
         with CountProgress(self.console, "computing features", "features computed") as shown:
-            features = extractor.compute(images.usable_samples(), digests, shown)
+            features = extractor.compute(images.samples(), digests, shown)
         head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
@@ -276,8 +276,8 @@ class ImageRun:
         self, folder: ImageFolder, images: PreparedImages
     ) -> tuple[SampleIndices, list[bytes]]:
         """Keep similar images on one side; return all images' groups, and usable ones' digests."""
-        rows = images.usable_rows()
-        thumbnails, digests = thumbnails_and_digests(images.usable_samples())
+        rows = images.rows()
+        thumbnails, digests = thumbnails_and_digests(images.samples())
         labels = np.array(folder.labels, np.int64)
         paths = [folder.images[row].path for row in rows.tolist()]
         scenes = scene_of_each(paths, self.options.group_by)

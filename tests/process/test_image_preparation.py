@@ -60,7 +60,7 @@ with prepare_images(
     workers=2,
     show=lambda done, _: print(done, flush=True),
 ) as images:
-    print("prepared", len(images.usable_rows()))
+    print("prepared", len(images.rows()))
 """
 
 

@@ -34,7 +34,7 @@ def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.
             images = prepare_images(cache, place, workers=threads)
             with images:
                 extractor = FeatureExtractor(found, Views(), threads, cache)
-                samples = images.usable_samples()
+                samples = images.samples()
                 digests = thumbnails_and_digests(samples)[1]
                 return extractor.compute(samples, digests, lambda *_: None)[:, 0]
 

@@ -85,13 +85,13 @@ class ImageRuns:
         base = base_called("efficientnet-lite0", lambda _: None)
         extractor = FeatureExtractor(base, Views(), 1, cache)
         with images:
-            samples = images.usable_samples()
+            samples = images.samples()
             digests = thumbnails_and_digests(samples)[1]
             features = extractor.compute(samples, digests, lambda *_: None)[:, 0]
-            labels = np.array(images.folder.labels)[images.usable_rows()]
-            is_tested = np.isin(images.usable_rows(), images.rows(TEST))
+            labels = np.array(images.folder.labels)[images.rows()]
+            is_tested = np.isin(images.rows(), images.rows(TEST))
             trained = np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)])
-            is_trained = np.isin(images.usable_rows(), trained)
+            is_trained = np.isin(images.rows(), trained)
             return max(
                 float(
                     LogisticRegression(C=strength, max_iter=2000)
