@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
-from dist_net.autodiff.arrays import Call, Shape, integer
+from dist_net.autodiff.arrays import Arena, Call, Shape, integer
 from dist_net.autodiff.compiler.specialise import PerBatch, Specialised, mark_per_batch, specialise
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
-from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import ShapeError
 from dist_net.ground.vector import Vector

@@ -14,11 +14,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import BoundPlan, Expression, Plan
-from dist_net.autodiff.arrays import Shape, integer, integers, shown
+from dist_net.autodiff.arrays import Arena, Shape, integer, integers, shown
 from dist_net.autodiff.compiler.specialise import fused
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.convolution.training import compiled_loops
-from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.arrays import Arena, Array, Call
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.compiler.steps import assign_slots, materialise, steps_of, unreshaped
 from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
-from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.normalization import MeanOfParts
 from dist_net.errors import GraphError, ShapeError

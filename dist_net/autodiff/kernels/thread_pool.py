@@ -13,9 +13,17 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, cut, in_order
+from dist_net.autodiff.arrays import (
+    Array,
+    Call,
+    Shape,
+    aligned_bytes,
+    carve,
+    cut,
+    in_order,
+    scratch_bytes,
+)
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
 Task = Sequence[Sequence[Call]]
 """The same calls for each thread that may run them, bound to that thread's scratch."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
+from dist_net.autodiff.arrays import Arena
 from dist_net.autodiff.kernels.gemm import fastest_gemm
-from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import SampleIndices, samples_of

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dist_net import autodiff as ad
-from dist_net.autodiff.kernels.memory import Arena
+from dist_net.autodiff.arrays import Arena
 from dist_net.nn import Conv2D, Dense, Flatten, Model, Rescale, Sequential, relu
 from dist_net.nn.inference import Inference, prepare
 

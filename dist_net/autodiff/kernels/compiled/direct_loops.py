@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, carve, scratch_bytes
 from dist_net.autodiff.kernels.compiled.epilogues import (
     EpilogueNumbers,
     apply_epilogue,
@@ -41,7 +41,6 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 )
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row, patches_of
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Epilogue, Problem
-from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import POINTWISE, UNPADDED
 from dist_net.ground.compiling import READ, WRITTEN, jit
 

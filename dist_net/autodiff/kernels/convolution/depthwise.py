@@ -12,10 +12,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, carve, scratch_bytes
 from dist_net.autodiff.kernels.convolution.im2row import Patches
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
-from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread

@@ -11,10 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, carve, scratch_bytes
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
 

@@ -21,10 +21,9 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, carve, scratch_bytes
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import UNPADDED, Windows
 
 POINTS = (0, 1, -1, 2, -2)
