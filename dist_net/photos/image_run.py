@@ -49,12 +49,12 @@ from dist_net.photos.fine_tuning import (
     usual_epochs,
 )
 from dist_net.photos.head_training import SIMILAR, HeadTraining, judged_by
-from dist_net.photos.image_copies import image_copies
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
+    image_copies,
     mirrored_classes,
     scene_of_each,
     thumbnails_and_digests,

@@ -8,8 +8,7 @@ from PIL import Image, ImageEnhance
 
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fit_image
-from dist_net.photos.image_copies import SIDE, image_copies
-from dist_net.photos.similar_images import groups_of
+from dist_net.photos.similar_images import SIDE, groups_of, image_copies
 
 PHOTOS = 24
 SHAPE = 224, 224, 3

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dist_net.photos.image_copies import SIDE
-from dist_net.photos.similar_images import mirrored_classes
+from dist_net.photos.similar_images import SIDE, mirrored_classes
 
 ARROW = np.array(
     [(-1, -0.25), (0.2, -0.25), (0.2, -0.7), (1, 0), (0.2, 0.7), (0.2, 0.25), (-1, 0.25)]

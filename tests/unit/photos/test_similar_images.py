@@ -9,9 +9,9 @@ from PIL import Image
 
 from dist_net.errors import SettingError
 from dist_net.images.fitting import fit_image
-from dist_net.photos.image_copies import image_copies
 from dist_net.photos.similar_images import (
     groups_of,
+    image_copies,
     scene_of_each,
     thumbnails_and_digests,
 )
