@@ -88,20 +88,10 @@ class ImageFolder:
             # Split the images of train/ like a folder without parts.
             images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
         images = image_split.with_validation_split_off(images, contents, validation, seed)
-        trained = {each.class_name for each in images if each.part == TRAIN}
-        for name in class_names:
-            if name not in trained:
-                raise DatasetError(
-                    f"{root}: class {name!r} has no image left to train on; the others lie in "
-                    f"another class or part as well; expected at least one"
-                )
-        if not any(each.part == VALIDATION for each in images):
-            raise DatasetError(
-                f"{root}: no class has two different images, one to train and one to validate "
-                f"on; expected more images"
-            )
         left_out = sorted([*listing.left_out, *contradictions])
-        return cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
+        found = cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
+        found._require_split("the others lie in another class or part as well")
+        return found
 
     def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> Self:
         """Return the folder with every group of images on one side of each split.
@@ -129,18 +119,23 @@ class ImageFolder:
             images = image_split.with_validation_split_off(images, contents, validation, seed)
         kept = tuple(each._replace(part=each.part.replace("left out", "")) for each in images)
         found = replace(self, images=kept, left_out=tuple(sorted(left_out)))
+        found._require_split("the others are nearly the same as images in test/; see --no-groups")
+        return found
+
+    def _require_split(self, lost: str) -> None:
+        """Raise ``DatasetError`` unless each class is trained, and an image is left to validate."""
+        trained = {self.images[row].class_name for row in self.of_part(TRAIN)}
         for name in self.class_names:
-            if not any(each.part == TRAIN and each.class_name == name for each in found.images):
+            if name not in trained:
                 raise DatasetError(
-                    f"{self.root}: every image of class {name!r} to train on is nearly the same "
-                    f"as one in test/; expected at least one other, or --no-groups"
+                    f"{self.root}: class {name!r} has no image left to train on; {lost}; expected "
+                    f"at least one"
                 )
-        if not found.of_part(VALIDATION):
+        if not self.of_part(VALIDATION):
             raise DatasetError(
                 f"{self.root}: no image is left to validate on; expected a class with at least two "
-                f"images that are not in test/"
+                f"different images that are not in test/"
             )
-        return found
 
     def of_part(self, part: str) -> list[int]:
         return [index for index, each in enumerate(self.images) if each.part == part]
