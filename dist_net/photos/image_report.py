@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
-from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
