@@ -100,7 +100,7 @@ class RunProcess(LoopProcess):
         self._checks = checks
         self.follows = follows
         self._is_over = False
-        self.begun_s = 0.0
+        self.begun_s, self.rejoin_timeout_s = 0.0, math.inf
         self._heard_s = self._began_s = -math.inf
         self._visits_s: dict[VoterId, float] = {}
         self.standby: StandbyLoop | None = None
@@ -117,21 +117,14 @@ class RunProcess(LoopProcess):
             known = Remembered.from_json(disk.read(STANDBYS))
         if self.follows is None:
             after = 0 if disk.exists(OWNER) else newest_state(disk)[0]  # in a copy
-            loop = self._context.enter_context(self._opened(known, after))
+            loop = self._context.enter_context(self.opened_server(known, after))
             self._drive(loop.turns(writer))
             return
         self._began_s = self.clock.now()
         self.copy = RunCopy(self._settings, CHECKPOINT, JOURNAL, disk)
-        self.standby = StandbyLoop(
-            *(self._reach, Standby(f"tcp://{self.follows}:1"), socket, self.copy),
-            *(self.host, self._at.place),
-            self._settings.takeover_after_s,
-            self._opened,
-            self._takes,
-            known,
-            self._remembers,
-            clock=self.clock,
-        )
+        hosts = OtherHosts(RunPlace(self.host, self._at.place, known), connect=self._reach)
+        server = Standby(f"tcp://{self.follows}:1")
+        self.standby = StandbyLoop(server, hosts, socket, self.copy, self, self.clock)
         self._drive(self.standby.turns(writer))
 
     @property
@@ -160,20 +153,20 @@ class RunProcess(LoopProcess):
                     self._visits_s[key, NO_WORKER] = self.clock.now()
         super()._resume(received)
 
-    def _remembers(self, known: Remembered) -> None:
+    def remembers(self, known: Remembered) -> None:
         try:
             with replacing(STANDBYS, self._at.disk) as partial:
                 self._at.disk.write(partial, json.dumps(known).encode())
         except OSError as error:
             raise RunDirectoryError(str(error)) from error
 
-    def _takes(self, facts: dict[str, Any]) -> None:
+    def takes(self, facts: dict[str, Any]) -> None:
         self.schedule.note(self.name, "has version %d", facts["version"])
         self._checks.copied(self._at.disk, facts["version"])
 
     @contextmanager
-    def _opened(self, remembered: Remembered, after: int) -> Iterator[ServerLoop]:
-        """As ``opened_run`` of the server's process, on the virtual disk."""
+    def opened_server(self, remembered: Remembered, after: int) -> Iterator[ServerLoop]:
+        """As ``ServedRun`` of the server's process, on the virtual disk."""
         disk, checkpoint = self._at.disk, None
         if disk.exists(CHECKPOINT):
             checkpoint = checkpoint_on(disk, CHECKPOINT)

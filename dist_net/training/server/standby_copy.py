@@ -60,6 +60,7 @@ class RunCopy:
     ) -> None:
         self._rule, self._layout = settings.start_rule(), settings.layout
         self._samples_total = settings.samples_total
+        self.takeover_after_s = settings.takeover_after_s
         self._checkpoint = checkpoint
         self._journal = journal
         self._disk = disk

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from dist_net.errors import (
     DistNetError,
@@ -20,9 +20,9 @@ from dist_net.errors import (
 )
 from dist_net.ground.clock import Clock, SystemClock
 from dist_net.training.server.copy_pace import MAX_PART_BYTES, CopyWindow
-from dist_net.training.server.loop import Connect, Received, ServerLoop, WorkersSocket
+from dist_net.training.server.loop import OtherHosts, Received, ServerLoop, WorkersSocket
 from dist_net.training.server.standby_copy import RunCopy
-from dist_net.training.server.standbys import NOTHING, Remembered, fingerprint
+from dist_net.training.server.standbys import Remembered, fingerprint
 from dist_net.training.server.succession import VISIT_S, Succession
 from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
 from dist_net.wire.standbys import Standby
@@ -41,58 +41,61 @@ ANSWER_WITHIN_S = 1.5
 
 MAX_VISITORS = 4096
 
-OpenServer = Callable[[Remembered, int], AbstractContextManager[ServerLoop]]
-"""Return the server that resumes the run from the copy, in a term after this one."""
+
+OpenedServer = AbstractContextManager[ServerLoop]
+
+
+class RunKeeper(Protocol):
+    """What a standby does with the run that it copies, until a silence of ``rejoin_timeout_s``.
+
+    ``takes`` is called with the facts of each state that is on the disk, and ``remembers`` with the
+    run's voters when they have changed. ``opened_server`` resumes the run from the copy, in a term
+    after this one.
+    """
+
+    rejoin_timeout_s: float
+
+    def takes(self, facts: dict[str, Any]) -> None: ...
+    def remembers(self, known: Remembered) -> None: ...
+    def opened_server(self, known: Remembered, after: int) -> OpenedServer: ...
 
 
 class StandbyLoop:
     """Follow a run until it is over, or until this standby has served it to its end.
 
-    ``server`` is its first place. ``socket``, at ``own``, is borrowed. ``takes`` is called with
-    the facts of each state that is on the disk, and ``remembers`` with the run's voters when they
-    have changed; ``others`` were those before this process. After a silence of
-    ``rejoin_timeout_s``, the standby ends. ``turns`` is the loop as a generator, as ``ServerLoop``
-    has one.
+    ``server`` is its first place. ``socket``, at the own place in ``others``, is borrowed.
+    ``turns`` is the loop as a generator, as ``ServerLoop`` has one.
     """
 
     def __init__(
         self,
-        connect: Connect,
         server: Standby,
+        others: OtherHosts,
         socket: WorkersSocket,
         copy: RunCopy,
-        host: str,
-        own: Standby,
-        takeover_after_s: float,
-        open_server: OpenServer,
-        takes: Callable[[dict[str, Any]], None] = lambda _: None,
-        others: Remembered = NOTHING,
-        remembers: Callable[[Remembered], None] = lambda _: None,
-        rejoin_timeout_s: float = math.inf,
+        keeper: RunKeeper,
         clock: Clock | None = None,
     ) -> None:
-        self._connect = connect
+        self._host, own, known = others.place
+        self._connect = others.connect
         self._given = server
         self._socket = socket
         self._copy = copy
-        self._host = host
         self._address = own.address
-        self._open_server = open_server
-        self._takes = takes
+        self._keeper = keeper
         # A standby that takes over has looked for visitors before.
-        self._rejoin_timeout_s = max(rejoin_timeout_s, takeover_after_s + VISIT_S)
+        self._rejoin_timeout_s = max(keeper.rejoin_timeout_s, copy.takeover_after_s + VISIT_S)
         self._clock = clock or SystemClock()
         now = self._clock.now()
-        self._succession = Succession(own, takeover_after_s, now)
-        self._succession.others = self._others = others
+        self._succession = Succession(own, copy.takeover_after_s, now)
+        self._succession.others = self._others = known
         if copy.is_whole:  # else no later term continues without this copy
-            copy.term, copy.version = others.term, others.version
-            copy.copied_term = others.copied_term or others.term
+            copy.term, copy.version = known.term, known.version
+            copy.copied_term = known.copied_term or known.term
             copy.arrived = copy.version, copy.copied_term
-        self._remembers = remembers
         self._places = self._succession.places
-        self._places.learn(Standby(*each[:2]) for each in (*others.former, *others.standbys))
-        self._upstream = connect(server)
+        self._places.learn(Standby(*each[:2]) for each in (*known.former, *known.standbys))
+        self._upstream = others.connect(server)
         self._visitors: dict[bytes, Message] = {}
         self._next_request_s = now + COPYING_S  # after ``heard_s``, or it looks like an answer
         self._newest = 0, 0  # the server's version, and its term
@@ -132,7 +135,7 @@ class StandbyLoop:
             return
         self.close()
         with (
-            self._open_server(self._succession.others, self._copy.term) as loop,
+            self._keeper.opened_server(self._succession.others, self._copy.term) as loop,
             closing(loop.turns(writer, ready)) as turns,
         ):
             self._loop, received = loop, None
@@ -182,7 +185,7 @@ class StandbyLoop:
         From then on this host has no vote, which it must remember first: it may be started again.
         """
         try:
-            self._remembers(self._others._replace(voters=()))
+            self._keeper.remembers(self._others._replace(voters=()))
         except (DistNetError, OSError) as error:
             logger.error("not_left error=%s", error)
             return
@@ -278,7 +281,7 @@ class StandbyLoop:
             version=copy.version, copied_term=copy.copied_term
         )
         if others != self._others:
-            self._remembers(others)
+            self._keeper.remembers(others)
             self._others = others
 
     def _write(self, writer: Executor, now: float) -> None:
@@ -287,7 +290,7 @@ class StandbyLoop:
             writing, self._writing = self._writing, None
             try:
                 self._copy.written(facts := writing.result())
-                self._takes(facts)
+                self._keeper.takes(facts)
             except (DistNetError, OSError) as error:
                 logger.error("not_copied error=%s", error)
                 self._copy.written(None)

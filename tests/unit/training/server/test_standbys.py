@@ -13,6 +13,7 @@ from dist_net.errors import ProtocolError, ServerLostError, SupersededError
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.training.server.copy_pace import PROGRESS_S
 from dist_net.training.server.journal import read_journal
+from dist_net.training.server.loop import OtherHosts
 from dist_net.training.server.members import NO_WORKER, Promise, VoterId
 from dist_net.training.server.ownership import next_term
 from dist_net.training.server.protocol import ParameterServer, SendCopy, ServerCommand
@@ -341,8 +342,8 @@ def test_a_restarted_standby_follows_a_former_server_and_has_the_term_of_its_cop
     copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
     successor = "tcp://10.0.0.3:5"
     known = Remembered((VOTERS,), former=((successor, ""),), term=9, version=4)
-    who = "standby", PLACE, 5.0
-    loop = StandbyLoop(connect, OWN, Mock(), copy, *who, Mock(), others=known, clock=clock)
+    hosts = OtherHosts(RunPlace("standby", PLACE, known), connect=connect)
+    loop = StandbyLoop(OWN, hosts, Mock(), copy, Mock(rejoin_timeout_s=math.inf), clock)
     turns = loop.turns(Mock())
     for tenth in range(40):
         clock.now.return_value = tenth / 10
@@ -361,9 +362,9 @@ def test_a_standby_ends_after_a_long_silence(tmp_path, what: str) -> None:
     copy.samples = SETTINGS.samples_total if what == "the last version" else 0
     clock.now.return_value = 0.0
     known = Remembered((VOTERS,), term=9, version=4)
-    who = "standby", PLACE, 5.0
-    given = {"others": known, "rejoin_timeout_s": 60.0, "clock": clock}
-    turns = StandbyLoop(lambda _: upstream, OWN, Mock(), copy, *who, Mock(), **given).turns(Mock())
+    hosts = OtherHosts(RunPlace("standby", PLACE, known), connect=lambda _: upstream)
+    keeper = Mock(rejoin_timeout_s=60.0)
+    turns = StandbyLoop(OWN, hosts, Mock(), copy, keeper, clock).turns(Mock())
     for tenth in range(601):
         clock.now.return_value = tenth / 10
         next(turns)
@@ -378,10 +379,9 @@ def test_a_standby_outlasts_an_answer_that_no_server_of_the_run_sends(tmp_path) 
     clock.now.return_value = 0.0
     upstream = Mock(**{"receive.side_effect": lambda _: answers.pop() if answers else None})
     copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
-    who = "standby", PLACE, 5.0
-    turns = StandbyLoop(lambda _: upstream, OWN, Mock(), copy, *who, Mock(), clock=clock).turns(
-        Mock()
-    )
+    hosts = OtherHosts(RunPlace("standby", PLACE), connect=lambda _: upstream)
+    keeper = Mock(rejoin_timeout_s=math.inf)
+    turns = StandbyLoop(OWN, hosts, Mock(), copy, keeper, clock).turns(Mock())
     for _ in range(3):
         next(turns)
     assert not answers
