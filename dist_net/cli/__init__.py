@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
     # Imported late: these import NumPy, which would slow down --help.
     from dist_net.ground.printable import PrintableFormatter, printable
-    from dist_net.processes.child import hurry
     from dist_net.processes.entry import raise_descriptor_limit, use_threads
+    from dist_net.processes.launcher import hurry
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Shut the command down once. A later Ctrl-C stops waiting for its processes."""
-    from dist_net.processes.child import hurry
+    from dist_net.processes.launcher import hurry
 
     patient_until_s = time.monotonic() + PATIENT_S
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

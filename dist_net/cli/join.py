@@ -29,8 +29,7 @@ from dist_net.nets.recipes.image_recipe import RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.cluster_options import MAX_WORKERS, add_server_arguments, server_given
-from dist_net.processes.cores import available_cores
-from dist_net.processes.kernels import bits_in
+from dist_net.processes.equipment import available_cores, bits_in
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, open_logs, temporary_directory
 from dist_net.processes.supervisor import RESTARTS

@@ -13,7 +13,7 @@ from dist_net.ground.shared_facts import REMEDIES, difference
 from dist_net.nets.run_contents import confirm_recipe, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import use_threads
-from dist_net.processes.kernels import blas_libraries, environment_of, kernel_digest
+from dist_net.processes.equipment import blas_libraries, environment_of, kernel_digest
 from dist_net.processes.terminal import CountProgress, plain_console
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay

@@ -11,8 +11,8 @@ from dist_net.errors import SettingError
 from dist_net.ground.command_line import Option, add_options, count_from, number_above_zero
 from dist_net.ground.printable import counted
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
-from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import use_threads
+from dist_net.processes.equipment import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.capacity import (
     MAX_WORKERS,

@@ -25,7 +25,7 @@ from dist_net.photos.head import (
 )
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.unknown_images import distances_out_of_fold, tempered_by
-from dist_net.processes.cores import available_cores
+from dist_net.processes.equipment import available_cores
 
 BATCH_SIZE = 8
 SIMILAR, MIN_IMAGES = 4, 10

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from dist_net.data.prepared_images import ImageCache, ImagePreprocessing, PreparedImages
 from dist_net.errors import DatasetError, FetchError, ImageError, ProcessFailedError
-from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads
+from dist_net.processes.equipment import available_cores
 
 CHUNK_SIZE = 16
 MAX_S_PER_IMAGE = 30.0

@@ -60,7 +60,7 @@ from dist_net.photos.similar_images import (
     thumbnails_and_digests,
 )
 from dist_net.photos.unknown_images import DIRECTIONS
-from dist_net.processes.cores import available_cores
+from dist_net.processes.equipment import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.local_run import REPORTED, RunHost
 from dist_net.training.run.periodic_evaluation import Judge

@@ -28,8 +28,15 @@ from functools import partial
 from pathlib import Path
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
-from dist_net.processes.launcher import LocalProcesses, ProcessSpec, parent_option
+from dist_net.processes.launcher import (
+    EXIT_POLL_S,
+    Child,
+    LocalProcesses,
+    ProcessSpec,
+    RunningChild,
+    outputs,
+    parent_option,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ class ForkingProcesses(LocalProcesses):
         self._child: Child | None = None
 
     def poll(self) -> float:
-        return POLL_S if self._orders else IDLE_POLL_S
+        return EXIT_POLL_S if self._orders else IDLE_POLL_S
 
     def start(self, spec: ProcessSpec) -> RunningChild:
         """Start a process; a forked one may be born later. Raise OSError."""

@@ -20,9 +20,16 @@ from typing import Any, Self
 from dist_net.errors import DistNetError, ProcessFailedError, RayClusterError, SettingError
 from dist_net.ground.command_line import TRUST, importing
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.child import RunningChild, output_files, outputs
-from dist_net.processes.cores import cores_beside_server
-from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
+from dist_net.processes.equipment import cores_beside_server
+from dist_net.processes.launcher import (
+    Given,
+    LocalProcesses,
+    ProcessSpec,
+    RunningChild,
+    Word,
+    output_files,
+    outputs,
+)
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.ray_keeper import KEYS, KeeperActor, Seen, ServerPlace, contents
 from dist_net.wire.address import bracketed, contact_address

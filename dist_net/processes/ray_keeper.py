@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes import ray_parent
-from dist_net.processes.child import RunningChild, outputs
-from dist_net.processes.kernels import python_with
-from dist_net.processes.launcher import Given, ProcessSpec, parent_option
+from dist_net.processes.equipment import python_with
+from dist_net.processes.launcher import Given, ProcessSpec, RunningChild, outputs, parent_option
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.wire.address import bracketed
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.child import RunningChild, end
-from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
+from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec, RunningChild, end
 
 RESTARTS = 3
 FIRST_PAUSE_S = 0.2

@@ -40,7 +40,7 @@ from dist_net.nets.tensor_specs import Inputs, Specs, fitting_inputs
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, softmax
 from dist_net.nn.losses import cross_entropy_of_probabilities
-from dist_net.processes.cores import available_cores
+from dist_net.processes.equipment import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.training.run.callbacks import EpochResult, History
 from dist_net.training.run.evaluation import Evaluation, Evaluator, evaluate_recipe

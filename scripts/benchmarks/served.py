@@ -19,7 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.published import published
-from dist_net.processes.child import Child, end
+from dist_net.processes.launcher import Child, end
 
 TINY = "tiny"
 DARKNET53 = "darknet53"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.child import Child
+from dist_net.processes.launcher import Child
 from naming import naming
 
 SAYS_IT_IN_TWO_PARTS = """

@@ -12,9 +12,8 @@ import pytest
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes import fork_server
-from dist_net.processes.child import RunningChild, end
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.processes.launcher import ProcessSpec
+from dist_net.processes.launcher import ProcessSpec, RunningChild, end
 from dist_net.serving.gateway import pool_processes
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_net.ground.checkpoint import read_checkpoint
-from dist_net.processes.kernels import PORTABLE, environment_of
+from dist_net.processes.equipment import PORTABLE, environment_of
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import sha256_of
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_net.processes.child import Child
+from dist_net.processes.launcher import Child
 from dist_net.wire.token import TRAINING, JoinToken
 
 Start = Callable[..., Any]

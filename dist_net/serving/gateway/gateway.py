@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.ground.clock import Clock
-from dist_net.processes.child import RunningChild
+from dist_net.processes.launcher import RunningChild
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.pool.description import ModelDescription, ServedModel

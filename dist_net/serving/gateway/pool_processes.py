@@ -26,9 +26,8 @@ from dist_net.errors import BadInputError, DistNetError, ProcessFailedError, Pro
 from dist_net.ground.clock import Clock, SystemClock
 from dist_net.ground.files import read_regular_file
 from dist_net.ground.printable import printable
-from dist_net.processes.child import RunningChild
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.processes.launcher import ProcessSpec
+from dist_net.processes.launcher import ProcessSpec, RunningChild
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import Supervisor
 from dist_net.serving import model_reading

@@ -19,7 +19,7 @@ from dist_net.processes.cluster_options import (
     ray_address,
     worker_count,
 )
-from dist_net.processes.cores import available_cores
+from dist_net.processes.equipment import available_cores
 from dist_net.processes.listen_options import ListenOptions, add_invitation_arguments
 from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
 from dist_net.serving.pool.requests import PoolSettings

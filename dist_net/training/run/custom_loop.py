@@ -13,7 +13,7 @@ from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.gradient_recipe import checked_gradient
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cores import own_equipment
+from dist_net.processes.equipment import own_equipment
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.joined_run import offered_by
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient

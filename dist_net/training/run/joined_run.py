@@ -21,7 +21,7 @@ from dist_net.ground.command_line import TRUST
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.kernels import FAST
+from dist_net.processes.equipment import FAST
 from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S

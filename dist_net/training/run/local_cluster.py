@@ -24,7 +24,7 @@ from dist_net.errors import ProcessFailedError, RecipeError, RunOverdueError
 from dist_net.ground.checkpoint import read_resumable_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.processes.cores import own_equipment
+from dist_net.processes.equipment import own_equipment
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency

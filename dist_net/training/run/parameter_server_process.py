@@ -38,7 +38,7 @@ from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import LACKS, STANDBY, StartReports, entry_point, stop_on_signals
-from dist_net.processes.kernels import require_bits
+from dist_net.processes.equipment import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.loop import OtherHosts, ServerLoop, opened_server
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership, remembered_in

@@ -12,7 +12,7 @@ from dist_net.ground.shared_facts import difference
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named, schedule_named
 from dist_net.optim.ranges import count, use_plain_numbers
-from dist_net.processes.kernels import BITS, FAST, PORTABLE, with_bits
+from dist_net.processes.equipment import BITS, FAST, PORTABLE, with_bits
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
 from dist_net.training.server.settings import TAKEOVER_AFTER_S, WAITS, RunSettings
@@ -42,7 +42,7 @@ class RunOptions:
     None means "not set": the recipe's own value, or the default. A ``clip_norm``, ``average_decay``
     or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a ``patience`` sets it.
     ``consistency`` and ``local_steps``, by default "auto", ``takeover_after_s`` and ``minority``:
-    see ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see ``processes.kernels``;
+    see ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see ``processes.equipment``;
     ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.

@@ -12,9 +12,8 @@ from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.ground.shared_facts import difference
 from dist_net.nets.observer import Following, Observer
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.child import RunningChild
 from dist_net.processes.entry import STANDBY
-from dist_net.processes.launcher import Word
+from dist_net.processes.launcher import RunningChild, Word
 from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.training.run.local_run import REPORT_EVERY_S, SILENCE_S, LocalRun, RunHost
 from dist_net.training.server.ownership import last_term, remembered_in

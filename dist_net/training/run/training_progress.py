@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn
 
 from dist_net.ground.command_line import command_line
 from dist_net.ground.printable import counted
-from dist_net.processes.child import RunningChild
+from dist_net.processes.launcher import RunningChild
 from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, bar_on, fitting
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.server.consistency import Consistency

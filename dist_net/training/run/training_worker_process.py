@@ -21,9 +21,15 @@ from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
-from dist_net.processes.kernels import BITS, FAST, kernel_digest, require_bits, with_bits
+from dist_net.processes.equipment import (
+    BITS,
+    FAST,
+    kernel_digest,
+    own_equipment,
+    require_bits,
+    with_bits,
+)
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.peer_process import missing_packages
-from dist_net.processes.child import Child, end
+from dist_net.processes.launcher import Child, end
 
 INPUTS = 784
 SEED = 0

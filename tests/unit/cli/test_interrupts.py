@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net import cli
-from dist_net.processes.child import hurry
+from dist_net.processes.launcher import hurry
 
 
 @pytest.fixture(autouse=True)

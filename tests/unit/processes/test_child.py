@@ -8,7 +8,7 @@ import pytest
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes import child as child_module
-from dist_net.processes.child import RunningChild
+from dist_net.processes.launcher import RunningChild
 from naming import naming
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.processes.cores import available_cores, cores_beside_server, quotas
+from dist_net.processes.equipment import available_cores, cores_beside_server, quotas
 from dist_net.processes.launcher import LocalProcesses
 from dist_net.serving.gateway.serving_options import add_arguments
 
@@ -64,8 +64,8 @@ def test_a_quota_of_one_core_and_a_half_is_one_core(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told, root = cgroups(tmp_path, "0::/a\n", {"a/cpu.max": "150000 100000\n"})
-    monkeypatch.setattr("dist_net.processes.cores.OWN_CGROUPS", told)
-    monkeypatch.setattr("dist_net.processes.cores.CGROUPS", root)
+    monkeypatch.setattr("dist_net.processes.equipment.OWN_CGROUPS", told)
+    monkeypatch.setattr("dist_net.processes.equipment.CGROUPS", root)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert available_cores() == 1
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.child import RunningChild
-from dist_net.processes.launcher import ProcessSpec
+from dist_net.processes.launcher import ProcessSpec, RunningChild
 from dist_net.processes.supervisor import (
     FIRST_PAUSE_S,
     HEALTHY_S,
