@@ -123,9 +123,8 @@ class ForkingProcesses(LocalProcesses):
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
-        spec = self.fork_server
         with remote:
-            self._child = Child(spec.name, spec.module, spec.words({}), self._logs, stdin=remote)
+            self._child = Child(self.fork_server, self._logs, stdin=remote)
         return self._child
 
     def _read(self) -> None:

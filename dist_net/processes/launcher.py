@@ -37,6 +37,41 @@ hurry = threading.Event()
 """Set by a second interrupt: kill processes instead of waiting for them to end."""
 
 
+class Given(Enum):
+    """An argument of a process that its launcher fills in."""
+
+    RUN_DIRECTORY = auto()
+    SERVER = auto()  # the address of the cluster's server: on the server's host, a Unix socket
+    SERVER_BEYOND = auto()  # its address for other hosts
+    KEYS = auto()
+
+
+Word = str | Given
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``; its name is for logs and messages.
+
+    The process ends when its parent, the process that started it, has ended. ``cores``: the number
+    of cores that it keeps busy. ``is_server``: the cluster's only server, which writes its state
+    when it is terminated. ``inherited``: file descriptors that a process on this host inherits.
+    ``bits``: see ``kernels``.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[Word, ...]
+    cores: int = 1
+    is_server: bool = False
+    inherited: tuple[int, ...] = ()
+    bits: str = FAST
+
+    def words(self, given: Mapping[Given, str]) -> list[str]:
+        """Return the arguments, with the values for each ``Given``."""
+        return [given[word] if isinstance(word, Given) else word for word in self.arguments]
+
+
 class Process(Protocol):
     """The methods of ``Popen`` in use."""
 
@@ -201,36 +236,32 @@ class Child(RunningChild):
     """``python -m MODULE ARGUMENTS...``, with its output in files.
 
     Its own process group keeps interrupts of the terminal from it: the parent ends its children in
-    order. ``stdin``: its standard input, by default empty. ``inherited``: file descriptors that it
-    inherits. ``bits``: see ``kernels``. Tokens are hidden from its command line.
+    order. ``words`` replace the arguments of ``spec``; tokens in them are hidden from the command
+    line. ``stdin``: its standard input, by default empty.
     """
 
     def __init__(
         self,
-        name: str,
-        module: str,
-        arguments: Sequence[str],
+        spec: ProcessSpec,
         logs: Path,
-        *,
+        words: Sequence[str] | None = None,
         stdin: socket.socket | None = None,
-        inherited: Sequence[int] = (),
-        bits: str = FAST,
     ) -> None:
-        words, pipes = hide_tokens(arguments)
+        words, pipes = hide_tokens(spec.words({}) if words is None else words)
         try:
-            with outputs(name, logs) as (output, errors):
+            with outputs(spec.name, logs) as (output, errors):
                 process = subprocess.Popen(
-                    [*python_with(bits), "-P", "-m", module, *words],
+                    [*python_with(spec.bits), "-P", "-m", spec.module, *words],
                     stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
                     stdout=output,
                     stderr=errors,
                     process_group=0,
-                    pass_fds=(*inherited, *pipes),
+                    pass_fds=(*spec.inherited, *pipes),
                 )
         finally:
             for pipe in pipes:
                 os.close(pipe)
-        super().__init__(name, logs, process)
+        super().__init__(spec.name, logs, process)
 
 
 def end(children: Sequence[RunningChild], grace_s: float) -> None:
@@ -245,41 +276,6 @@ def end(children: Sequence[RunningChild], grace_s: float) -> None:
         for child in children:
             if child.exit_code is None:
                 child.kill()
-
-
-class Given(Enum):
-    """An argument of a process that its launcher fills in."""
-
-    RUN_DIRECTORY = auto()
-    SERVER = auto()  # the address of the cluster's server: on the server's host, a Unix socket
-    SERVER_BEYOND = auto()  # its address for other hosts
-    KEYS = auto()
-
-
-Word = str | Given
-
-
-@dataclass(frozen=True)
-class ProcessSpec:
-    """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``; its name is for logs and messages.
-
-    The process ends when its parent, the process that started it, has ended. ``cores``: the number
-    of cores that it keeps busy. ``is_server``: the cluster's only server, which writes its state
-    when it is terminated. ``inherited``: file descriptors that a process on this host inherits.
-    ``bits``: see ``kernels``.
-    """
-
-    name: str
-    module: str
-    arguments: tuple[Word, ...]
-    cores: int = 1
-    is_server: bool = False
-    inherited: tuple[int, ...] = ()
-    bits: str = FAST
-
-    def words(self, given: Mapping[Given, str]) -> list[str]:
-        """Return the arguments, with the values for each ``Given``."""
-        return [given[word] if isinstance(word, Given) else word for word in self.arguments]
 
 
 def parent_option() -> tuple[str, str]:
@@ -337,9 +333,7 @@ class LocalProcesses:
         """Start a process; on Ray, it may wait for a free CPU."""
         given = {Given.RUN_DIRECTORY: str(self._run_directory), Given.SERVER: self.address}
         words = [*parent_option(), *spec.words(given)]
-        return Child(
-            spec.name, spec.module, words, self._logs, inherited=spec.inherited, bits=spec.bits
-        )
+        return Child(spec, self._logs, words)
 
     def cores_each(self, workers: int) -> int:
         """Return the number of cores per worker. Raise SettingError if there are too few."""

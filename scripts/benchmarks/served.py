@@ -19,7 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.published import published
-from dist_net.processes.launcher import Child, end
+from dist_net.processes.launcher import Child, ProcessSpec, end
 
 TINY = "tiny"
 DARKNET53 = "darknet53"
@@ -114,12 +114,8 @@ class Gateway:
     """``dist-net serve`` of nets in a directory, on loopback; a context manager."""
 
     def __init__(self, sources: Sequence[str], directory: Path, *options: str) -> None:
-        self.child = Child(
-            "gateway",
-            "dist_net",
-            ["serve", *sources, "--http", "127.0.0.1:0", *options],
-            directory,
-        )
+        words = "serve", *sources, "--http", "127.0.0.1:0", *options
+        self.child = Child(ProcessSpec("gateway", "dist_net", words), directory)
         try:
             said = dict(word.split("=", 1) for word in self.child.wait_until_ready(START_S))
             self.port = int(said["http"].rpartition(":")[2].rstrip("/"))

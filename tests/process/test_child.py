@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.launcher import Child
+from dist_net.processes.launcher import Child, ProcessSpec
 from naming import naming
 
 SAYS_IT_IN_TWO_PARTS = """
@@ -25,7 +25,7 @@ def test_half_a_line_does_not_count(
 ) -> None:
     (tmp_path / "slow_speaker.py").write_text(SAYS_IT_IN_TWO_PARTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    child = Child("child", "slow_speaker", [str(tmp_path / "gate")], tmp_path)
+    child = Child(ProcessSpec("child", "slow_speaker", (str(tmp_path / "gate"),)), tmp_path)
     try:
         eventually(lambda: (tmp_path / "child.out").read_text() == "READY")
         with pytest.raises(ProcessFailedError, match=naming("0 s", "--start-timeout")):

@@ -24,7 +24,7 @@ from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
-from dist_net.processes.launcher import Child
+from dist_net.processes.launcher import Child, ProcessSpec
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
@@ -124,7 +124,7 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
         logs = tmp_path / f"child-{len(started)}"
         logs.mkdir()
         arguments = ("--connect", gateway.address, "--directory", str(directory), *arguments)
-        started.append(Child("child", f"dist_net.serving.{module}", arguments, logs))
+        started.append(Child(ProcessSpec("child", f"dist_net.serving.{module}", arguments), logs))
         return started[-1]
 
     yield start_child

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_net.processes.launcher import Child
+from dist_net.processes.launcher import Child, ProcessSpec
 from dist_net.wire.token import TRAINING, JoinToken
 
 Start = Callable[..., Any]
@@ -33,7 +33,8 @@ def test_a_command_that_was_given_a_token_hides_it(start: Start, eventually: Any
 
 
 def test_a_child_never_shows_it(tmp_path: Path) -> None:
-    child = Child("worker", "dist_net.training.run.training_worker_process", [TOKEN], tmp_path)
+    module = "dist_net.training.run.training_worker_process"
+    child = Child(ProcessSpec("worker", module, (TOKEN,)), tmp_path)
     try:
         assert TOKEN not in " ".join(words_of(child.process_id))
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.peer_process import missing_packages
-from dist_net.processes.launcher import Child, end
+from dist_net.processes.launcher import Child, ProcessSpec, end
 
 INPUTS = 784
 SEED = 0
@@ -56,7 +56,9 @@ def server(directory: Path) -> Iterator[int]:
     """A server that is ready, by its port; it and its children end with the context."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    child = Child("litserve", "benchmarks.peers.litserve_server", [str(port)], directory)
+    child = Child(
+        ProcessSpec("litserve", "benchmarks.peers.litserve_server", (str(port),)), directory
+    )
     try:
         wait_until_ready(child, port)
         yield port
