@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes import child as child_module
+from dist_net.processes import launcher
 from dist_net.processes.launcher import RunningChild
 from naming import naming
 
@@ -43,7 +43,7 @@ def child_that_prints(
             opened.write(next(lines))
 
     clock = SimpleNamespace(monotonic=lambda: passed_s, sleep=sleep)
-    monkeypatch.setattr(child_module, "time", clock)
+    monkeypatch.setattr(launcher, "time", clock)
     return child
 
 
