@@ -26,7 +26,7 @@ from PIL import Image
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import SettingError
 from dist_net.photos.head import ClassIndices
-from dist_net.processes.cores import available_cores
+from dist_net.processes.equipment import available_cores
 
 SIDE = 32
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
