@@ -149,18 +149,15 @@ class JournalLag(NamedTuple):
     ``unwritten_bytes`` of them are only in this process's memory, because of ``error``.
     """
 
-    unsynced_bytes: int = 0
-    unsynced_s: float = 0.0
+    lag_bytes: int = 0
+    lag_s: float = 0.0
     unwritten_bytes: int = 0
     error: str | None = None
 
 
 @dataclass
 class OnDisk:
-    """What is on the disk: the version of the checkpoint, and the journal's lag at the last look.
-
-    ``checkpoint_error``: why the last checkpoint was not written.
-    """
+    """What a server last knew of its disk. ``checkpoint_error``: of a newer checkpoint."""
 
     checkpoint_version: int | None = None
     checkpoint_error: str | None = None

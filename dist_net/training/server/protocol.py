@@ -462,7 +462,7 @@ class ParameterServer:
 
     def _status(self, first_record: int, now: float) -> StatusReport:
         samples = self.run.ledger.applied_samples
-        checkpointed, lag = self.on_disk.checkpoint_version, self.on_disk.journal
+        checkpointed, journal = self.on_disk.checkpoint_version, self.on_disk.journal
         report = {
             "state": self.state,
             "term": self.term,
@@ -478,11 +478,8 @@ class ParameterServer:
             "checkpoint_version": checkpointed,
             "checkpoint_error": self.on_disk.checkpoint_error,
             "versions_since_checkpoint": self.run.store.version - (checkpointed or 0),
-            "journal_lag_records": lag.unsynced_bytes // BLOCK_BYTES,
-            "journal_lag_bytes": lag.unsynced_bytes,
-            "journal_lag_s": lag.unsynced_s,
-            "journal_unwritten_bytes": lag.unwritten_bytes,
-            "journal_error": lag.error,
+            "journal_lag_records": journal.lag_bytes // BLOCK_BYTES,
+            **{f"journal_{name}": fact for name, fact in journal._asdict().items()},
             "events": list(self._events),
             **run_report(self.run, first_record, now),
         }

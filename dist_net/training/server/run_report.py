@@ -44,15 +44,8 @@ def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
     found = slowness_of(members, now)
     if len(members) > WORKERS_PER_REPORT:
         members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
-    return [
-        {
-            **member.report(now),
-            "speed_share": found[member.worker_id].share,
-            "is_slow": found[member.worker_id].is_slow,
-            "slow_because": found[member.worker_id].causes,
-        }
-        for member in members[:WORKERS_PER_REPORT]
-    ]
+    shown = members[:WORKERS_PER_REPORT]
+    return [each.report(now) | found[each.worker_id]._asdict() for each in shown]
 
 
 def worker_warning(run: RunState) -> str | None:

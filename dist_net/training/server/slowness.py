@@ -30,12 +30,12 @@ SLOW_LINK_FACTOR = 3
 class Slowness(NamedTuple):
     """A worker's speed, for each of its processes, as a share of the other workers' median.
 
-    ``share`` is None if either is unknown. ``causes`` are phrases for the user.
+    ``speed_share`` is None if either is unknown; ``slow_because`` are phrases for the user.
     """
 
-    share: float | None
+    speed_share: float | None
     is_slow: bool = False
-    causes: tuple[str, ...] = ()
+    slow_because: tuple[str, ...] = ()
 
 
 def slowness_of(members: Sequence[Member], now: float) -> dict[int, Slowness]:
@@ -50,7 +50,7 @@ def slowness_of(members: Sequence[Member], now: float) -> dict[int, Slowness]:
     found = {}
     for member in members:
         rate = rates.get(member.worker_id)
-        median = None if rate is None else median_rate(rate)
+        median = rate if rate is None else median_rate(rate)
         share = rate / median if rate is not None and median else None
         silence = list(_silence(member, now))
         is_slow = bool(silence) or (share is not None and share < SLOW_SHARE)
@@ -89,7 +89,7 @@ class _Causes:
     def __init__(self, members: Sequence[Member]) -> None:
         everybody = [each.equipment for each in members]
         self._median_threads = medians_of_others(each.threads for each in everybody)
-        self._median_round_trip = medians_of_others(each.lease_times.exchange_s for each in members)
+        self._median_exchange_s = medians_of_others(each.lease_times.exchange_s for each in members)
         self._threads_on: Counter[str] = Counter()
         for each in everybody:
             self._threads_on[each.host] += each.threads
@@ -104,18 +104,15 @@ class _Causes:
         if 0 < own.cores < own.threads:
             yield f"{counted(own.threads, 'thread')} on {counted(own.cores, 'core')}"
         elif 0 < own.host_cores < together < self._threads_on.total():  # other hosts take part
-            yield (
-                f"{together} threads of this run on the {counted(own.host_cores, 'core')} "
-                f"of {own.host}"
-            )
+            cores = counted(own.host_cores, "core")
+            yield f"{together} threads of this run on the {cores} of {own.host}"
         median_threads = self._median_threads(own.threads)
         if median_threads and 0 < own.threads < median_threads:
             yield f"{counted(own.threads, 'thread')}, the others {median_threads:g}"
-        median_s = self._median_round_trip(member.lease_times.exchange_s) or 0.0
-        if member.lease_times.exchange_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
-            yield (
-                f"its exchanges take {member.lease_times.exchange_s * 1e3:.1f} ms, "
-                f"the others' {median_s * 1e3:.1f}"
-            )
+        exchange_s = member.lease_times.exchange_s
+        median_s = self._median_exchange_s(exchange_s) or 0.0
+        if exchange_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
+            others_ms = f"the others' {median_s * 1e3:.1f}"
+            yield f"its exchanges take {exchange_s * 1e3:.1f} ms, {others_ms}"
         if self._is_usual_blas and own.blas != self._blas:
             yield f"its BLAS is {own.blas or 'unknown'}, the others' {self._blas or 'unknown'}"

@@ -289,7 +289,7 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
     with pytest.raises(FileWriteError, match=naming("journal", "Input/output error")):
         journal.sync()
     lag = journal.lag(8.0)
-    assert (lag.unsynced_bytes, lag.unsynced_s) == (2 * BLOCK_BYTES, 3.0)
+    assert (lag.lag_bytes, lag.lag_s) == (2 * BLOCK_BYTES, 3.0)
     assert lag.error is not None
     monkeypatch.setattr(os, "fsync", append_meanwhile)
     journal.sync()
@@ -325,8 +325,8 @@ def test_records_that_are_refused_during_a_sync_are_not_on_the_disk() -> None:
     with pytest.raises(FileWriteError, match="Read-only file system"):
         journal.sync()
     lag = journal.lag(3.0)
-    assert (lag.unsynced_bytes, lag.unwritten_bytes) == (BLOCK_BYTES, BLOCK_BYTES)
-    assert lag.unsynced_s == 2.0
+    assert (lag.lag_bytes, lag.unwritten_bytes) == (BLOCK_BYTES, BLOCK_BYTES)
+    assert lag.lag_s == 2.0
 
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_a_worker_is_slow_when_it_is_far_below_the_median_of_the_others() -> Non
     assert not verdict_on(a_worker(4, 700)).is_slow
     assert not verdict_on(a_worker(4, 5000)).is_slow
     slow = verdict_on(a_worker(4, 250))
-    assert slow.share == pytest.approx(0.25)
-    assert (slow.is_slow, slow.causes) == (True, ())  # nothing is made up
+    assert slow.speed_share == pytest.approx(0.25)
+    assert (slow.is_slow, slow.slow_because) == (True, ())  # nothing is made up
 
 
 def test_a_worker_alone_is_not_slow() -> None:
@@ -75,7 +75,7 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
     ],
 )
 def test_what_is_seen_of_the_cause_is_named(facts: dict[str, Any], cause: str) -> None:
-    assert verdict_on(a_worker(4, 100, **facts)).causes == (cause,)
+    assert verdict_on(a_worker(4, 100, **facts)).slow_because == (cause,)
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
@@ -85,13 +85,13 @@ def test_a_crowded_host_is_named_unless_all_are_there(elsewhere: bool) -> None:
     found = slowness_of([*crowd, *others], NOW_S)
     assert found[1].is_slow
     cause = "2 threads of this run on the 1 core of small"
-    assert found[1].causes == ((cause,) if elsewhere else ())
+    assert found[1].slow_because == ((cause,) if elsewhere else ())
 
 
 def test_fewer_threads_than_the_others_are_named() -> None:
     others = [a_worker(each, 1000, threads=4, host=f"host-{each}") for each in (1, 2)]
     found = slowness_of([*others, a_worker(3, 300, host="host-3")], NOW_S)
-    assert found[3].causes == ("1 thread, the others 4",)
+    assert found[3].slow_because == ("1 thread, the others 4",)
 
 
 def test_a_silent_worker_is_named_though_it_was_fast() -> None:
@@ -99,7 +99,7 @@ def test_a_silent_worker_is_named_though_it_was_fast() -> None:
 
 
 def test_a_long_step_is_no_standstill() -> None:
-    assert verdict_on(a_worker(4, 100, progress_s=NOW_S - 9, pushes=6)).causes == ()
+    assert verdict_on(a_worker(4, 100, progress_s=NOW_S - 9, pushes=6)).slow_because == ()
 
 
 def test_the_median_is_of_the_others() -> None:
