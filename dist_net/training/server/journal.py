@@ -157,7 +157,7 @@ class JournalLag(NamedTuple):
 
 @dataclass
 class OnDisk:
-    """What a server last knew of its disk. ``checkpoint_error``: of a newer checkpoint."""
+    """The disk at the last look. ``checkpoint_error``: of a newer checkpoint."""
 
     checkpoint_version: int | None = None
     checkpoint_error: str | None = None
@@ -225,7 +225,7 @@ class JournalFile:
         return self._written_bytes + len(self._unwritten) - self._synced_bytes
 
     def append(self, content: bytes = b"", now: float = 0.0) -> None:
-        """Append encoded records, after those that could not be written before, in one write."""
+        """Append encoded records in one write, after records that are still unwritten."""
         if content:
             if not self._unsynced_bytes:
                 self._oldest_unsynced_s = now

@@ -76,7 +76,7 @@ class LeaseLedger:
 
     @property
     def collected_samples(self) -> int:
-        """The samples whose results have arrived and are not applied."""
+        """The samples of results that have arrived and are not applied."""
         return sum(each.samples for each in self._collected)
 
     @property
@@ -141,7 +141,7 @@ class LeaseLedger:
         self._collected.clear()
 
     def _return(self, left: Range) -> None:
-        """Return samples to the pool, merged with those that follow: rounds are not cut short."""
+        """Return samples to the pool, merged with the next: rounds are not cut short."""
         self._unleased += left.samples
         if self._pool and self._pool[0][:2] == (left.epoch, left.stop):
             left = left._replace(stop=self._pool.popleft().stop)

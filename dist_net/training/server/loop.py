@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
-"""How long a server answers once the run is over and nobody is awaited."""
+"""How long a server answers once the run is over and no peer is awaited."""
 
 POLL_S = 0.01  # while the last checkpoint is written
 LAST_TRIES = 3
@@ -79,7 +79,7 @@ class WorkersSocket(Protocol):
 
 NOTIFY_EVERY_S = 1.5
 LOOKED_FOR_S = 3.0
-"""How long a server without a majority that is to end looks for another one."""
+"""How long a server without a majority looks for another server before it ends."""
 
 Connect = Callable[[Standby], ServerConnection]
 
@@ -300,7 +300,7 @@ class ServerLoop:
         self.files.writes_until_s = standbys.majority_until_s()
 
     def _require_no_other_server(self) -> Generator[float, Received, None]:
-        """Look for other servers for a moment if there may be one, before the last checkpoint."""
+        """Without a majority, look for other servers for a moment before the last checkpoint."""
         until_s = self._clock.now() + LOOKED_FOR_S
         while (now := self._clock.now()) < until_s:
             self._look_for_others(now)

@@ -15,7 +15,7 @@ RETURN_S = 60.0
 """How long a silent worker without a lease is still known."""
 
 PATIENCE_FACTOR = 3
-"""A worker that returned may be silent for so many times as long before it is overdue again."""
+"""The patience with a worker that returned, as a multiple of its silence."""
 
 CLOCK_MARGIN = 0.9
 """The share of a promise that the server relies on: the clocks of hosts differ in speed."""
@@ -35,8 +35,8 @@ class Promise:
     """A peer's promise to stay with this server for a while after it heard it last.
 
     The peer counts from ``heard_s``, when it sent the newest message with an answer. Its clock may
-    drift: this server counts from ``since_s`` on its own clock, when it received the message whose
-    answer the peer had before that, or the ``Join`` at ``joined_s``.
+    drift: this server counts from ``since_s`` on its own clock, when it received the message before
+    that, which had an answer, too, or the ``Join`` at ``joined_s``.
     """
 
     joined_s: float = -math.inf
@@ -71,8 +71,8 @@ class Member:
     last pull or push. With ``shared``, states are exchanged in shared memory; ``base`` is the state
     that its lease, granted at ``began_s``, began from. ``refusals`` counts the results refused in a
     row, the first at version ``refused_from``. It is overdue after ``patience_s`` of silence.
-    ``starts`` counts this process and earlier ones of its name. ``lease_times`` are of its local
-    steps, which ``parts`` processes take at the same time, on minibatches of ``batch_size``.
+    ``starts`` counts the processes of its name. ``lease_times`` are of its local steps, which
+    ``parts`` processes take at the same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -205,7 +205,7 @@ class Membership:
         self.silent.discard(worker_id)
 
     def running_s(self, now: float) -> float:
-        """Return ``now`` on a clock that stands still while the server is stopped.
+        """Return ``now`` on a clock without the time in which the server was stopped.
 
         Call this several times a second: workers were heard, and began their leases, as much later.
         """

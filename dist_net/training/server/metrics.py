@@ -37,7 +37,7 @@ NOISE = 0.02
 def loss_change(before: float, after: float, first: float) -> float:
     """Return the rise of a loss (a fall is negative) as a share of its size.
 
-    The size is that of ``before``, or ``NOISE`` times the ``first`` loss if that is larger.
+    The size is ``before``, or ``NOISE`` times the ``first`` loss if that is larger.
     """
     if not math.isfinite(before):
         return -math.inf if math.isfinite(after) else 0.0

@@ -35,7 +35,7 @@ def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) 
 class RunOwnership:
     """Claim a run directory for a server on ``host``, in the file ``path``, with a new ``term``.
 
-    The term follows that of the last claim, and, if the server takes over a run, ``after``. If it
+    The term follows the term of the last claim and, in a takeover, ``after``. If the run
     ``was_elsewhere``, wait ``NOTICED_WITHIN_S`` before reading the directory: another server may
     run. If the claim cannot be written, log a warning and check nothing.
     """
@@ -73,7 +73,7 @@ class RunOwnership:
 
 
 def last_term(path: Path) -> int:
-    """Return the term of the last claim in the file ``path``; 0 if there is none."""
+    """Return the term of the last claim in the file ``path``; 0 without a claim."""
     return _term_in(_claim_in(path))
 
 

@@ -5,7 +5,7 @@
     Pull               Work, or it waits | Stop    Refuse
     Push               collected or applied; Work, or it waits | Stop    Refuse
     Heartbeat          Alive | Stop                Refuse
-    Leave              not a member any more       (nothing)
+    Leave              a member no longer          (nothing)
     Follow             from a standby: what it lacks | Stop | Refuse
     StatusRequest, SnapshotRequest, RecipeRequest, Shutdown, ForgetMember: answered at once
 
@@ -146,7 +146,7 @@ class ParameterServer:
         return "training" if len(self.run.members) else "waiting"
 
     def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
-        """Return the commands for a message; log unexpected ones. A push's state is borrowed."""
+        """Return the commands for a message, whose state is borrowed."""
         commands: list[ServerCommand] = []
         match message:
             case Push() | Pull():
@@ -193,7 +193,7 @@ class ParameterServer:
             self._readers[reader] = version, until_s
 
     def awaited(self, now: float) -> list[str]:
-        """Return who may soon have the last version, once the run has ended: standbys, pools."""
+        """Return the standbys and pools that may soon have the last version of an ended run."""
         if now < self.ended_s:
             return []
         pools = [
@@ -363,7 +363,7 @@ class ParameterServer:
     def _stop(self) -> Stop | None:
         """Return the message to every worker once the run has ended.
 
-        If it has standbys, that is after its last evaluation, which one of them may have to take.
+        If it has standbys, that is after its last evaluation: a standby may take it.
         """
         if self.run.ledger.finished and (self.stop_reason is not None or not self.standbys.text):
             return Stop("every epoch is done", finished=True)

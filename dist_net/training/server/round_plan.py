@@ -1,4 +1,4 @@
-"""The plan of a round: who takes part, with which minibatches, and for how many local steps. Pure.
+"""The plan of a round: its workers, their minibatches, and their numbers of local steps. Pure.
 
 M workers *share* each minibatch: each takes a part of its samples, and as many steps as one
 process. In long runs, two groups *take turns* with whole minibatches: each takes half of the steps,
@@ -17,11 +17,11 @@ NOISE = 24
 """The most noise that a worker may add between two averages; see ``plan_round``."""
 
 FEWEST_OF_STATISTICS = 8
-"""The fewest samples of a share whose means and variances a net uses. Shares of 4 raise the loss by
-5 to 15 %, those of 2 by half."""
+"""The fewest samples of a share, if a net uses their statistics. Shares of 4 raise the loss by 5 to
+15 %, shares of 2 by half."""
 
 MINIBATCHES = 5000
-"""Two groups take turns in runs of so many minibatches: their momentum needs rounds to act."""
+"""Two groups take turns in runs of as many minibatches: their momentum needs rounds to act."""
 
 ROUNDS, FEWEST_ROUNDS = 128, 48
 USUAL_STEPS, FEWEST_STEPS = 32, 2
@@ -102,7 +102,7 @@ class Division(NamedTuple):
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are two groups: whole samples leave a group 0.65 to 1.03 minibatches."""
+        """Whether two groups take turns: whole samples leave a group 0.65 to 1.03 minibatches."""
         return self.turns > 1.2
 
 
@@ -177,7 +177,7 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
 def outer_step(division: Division) -> OuterStep:
     """Return the outer step for workers that divide minibatches like this.
 
-    Workers that share each minibatch compute, on average, what one process computes. Groups that
+    Workers that share each minibatch compute, on average, the steps of one process. Groups that
     take turns would move the weights ``turns`` times as far as the mean of their changes: over many
     rounds, momentum multiplies a change by ``rate / (1 - momentum)``.
     """

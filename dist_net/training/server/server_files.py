@@ -219,7 +219,7 @@ class OpenServerFiles:
         self._run.metrics.checkpoints_failed += 1
 
     def remember(self, known: Remembered) -> None:
-        """Write down who may begin another term, for the next start of the server."""
+        """Write the voters and standbys to the disk, for the next start of the server."""
         path = self.paths.standbys
         has_standbys = known.standbys or self._remembered.standbys
         if known != self._remembered and has_standbys and path is not None:

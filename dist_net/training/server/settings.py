@@ -27,7 +27,7 @@ from dist_net.wire.packing import StatePacking
 
 TAKEOVER_AFTER_S = 5.0
 MINORITY = WAITS, CONTINUES = "pause", "continue"
-"""What a server does without a majority of the run's hosts; see ``Standbys``."""
+"""The choices of a server without a majority of the run's hosts; see ``Standbys``."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RunSettings:
     """The settings of one run. Raise ``SettingError`` for a value out of range.
 
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages with these momenta.
-    ``samples`` are those of one epoch. A lease has ``local_steps`` minibatches; None: as many as
+    ``samples``: in one epoch. A lease has ``local_steps`` minibatches; None: as many as
     accuracy permits and the link needs. ``schedule`` multiplies ``learning_rate`` at each step. A
     worker that is silent for ``heartbeat_timeout_s`` is lost. Without ``has_classes``, no accuracy
     is reported. ``clip_norm`` and ``average_decay``: see ``UpdateRule``. A standby takes over after

@@ -1,9 +1,9 @@
-"""The standbys that follow a run, and the voters without which its server must not go on. Pure.
+"""The standbys that follow a run, and the voters that its server needs. Pure.
 
 A standby begins the next term if a majority of the voters has not heard the server for
-``takeover_after_s``. Whoever hears the server promises to stay with it for some time; the server
-applies results only while a majority of the voters is bound by a promise. The majorities share a
-voter, so two servers never apply results at the same time: see ``docs/decisions/0027-terms.md``.
+``takeover_after_s``. A voter that hears the server promises to stay with it for some time; the
+server applies results only while a majority is bound by a promise. The majorities share a voter, so
+two servers never apply results at the same time: see ``docs/decisions/0027-terms.md``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_WORKER_VOTES = 5
 """The votes of all workers together, and of the server, and of each standby."""
 
 FORGOTTEN_AFTER_S = 60.0
-"""A standby that is silent for so long has no vote, if the server has a majority without it."""
+"""A standby that is silent for longer has no vote, if the server has a majority without it."""
 
 
 class Voter(NamedTuple):
@@ -98,7 +98,7 @@ class Remembered(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Remembered:
-        """Raise ``ProtocolError`` for other text than that of a JSON array of the fields."""
+        """Raise ``ProtocolError`` unless ``text`` is a JSON array of the fields."""
         try:
             remembered = record_from_json(cls, json.loads(text))
             if not all(remembered.voters):
@@ -175,7 +175,7 @@ class Standbys:
         self._update_voters(now)
 
     def follows(self, follow: Follow, now: float) -> bool:
-        """Record a standby's request; return False if there are too many standbys."""
+        """Record a standby's request; return False at ``MAX_STANDBYS``."""
         standby = Standby(follow.address, follow.public_key)
         known = self._followers.get(standby.name)
         if follow.leaves:
@@ -192,7 +192,7 @@ class Standbys:
         return True
 
     def keep(self, may_follow: Callable[[str], bool], now: float) -> None:
-        """Forget the standbys whose public keys were revoked."""
+        """Forget standbys with revoked public keys."""
         for name, each in list(self._followers.items()):
             if not may_follow(each.standby.public_key):
                 self.ends((name, NO_WORKER), now)
@@ -234,7 +234,7 @@ class Standbys:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other host: no standby, and no former server."""
+        """Whether the run has no other host: no standby, and no former server."""
         return self._has_begun and not (self._followers or self._former)
 
     @property
@@ -266,7 +266,7 @@ class Standbys:
         for name, each in list(self._followers.items()) if self.hold(now) else ():
             silent_s = now - max(each.heard_s, self._began_s)
             each.may_succeed = silent_s < FORGOTTEN_AFTER_S
-            # By then, whoever is bound has heard that it is no successor, and will not visit it.
+            # By then, bound voters have heard that it is no successor, and will not visit it.
             if silent_s > FORGOTTEN_AFTER_S + self._lasts_s:
                 del self._followers[name]
         self._update_voters(now)
@@ -292,7 +292,7 @@ class Standbys:
         """Return the standbys, the server, and the workers with a seat.
 
         A worker's seat is for one process of each key, and needs an applied result. Workers keep
-        their seats; free ones are for those that joined first.
+        their seats; free seats go to the first that joined.
         """
         own, votes = self._own, MAX_WORKER_VOTES
         standbys = [
@@ -322,7 +322,7 @@ class Standbys:
         )
 
     def elsewhere(self, now: float) -> list[Standby]:
-        """Return the places of silent standbys and former servers: another server may be there."""
+        """Return the places of silent standbys and former servers, where a server may run."""
         silent = [each for each in self._rivals if now > each.heard_s + self._lasts_s]
         return [each.standby for each in silent] + [Standby(*each) for each in self._former]
 

@@ -37,7 +37,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def next_lease(self, member: Member, now: float) -> Lease | None:
-        """Grant samples that nobody holds; return None if this worker must wait."""
+        """Grant unleased samples; return None if this worker must wait."""
 
     @abstractmethod
     def outer_step(self, results: Sequence[Applied]) -> OuterStep | None:
@@ -60,7 +60,7 @@ class Strategy(ABC):
         return self.members.running_s(now)
 
     def granted(self, member: Member) -> Lease:
-        """Grant the worker its lot of the plan, or that of a worker that left."""
+        """Grant the worker its lot of the plan, or the lot of a worker that left."""
         plan = self.plan
         assert plan is not None
         parts, steps = self.lots.get(member.worker_id) or max(self.lots.values())
@@ -74,7 +74,7 @@ class Strategy(ABC):
 
     def shares_leases(self, now: float) -> bool:
         """Whether idle workers may take leases of others, too: the round is late."""
-        # In a first round, the first result stands for the last round.
+        # In a first round, the first result counts as the last round.
         late_s = late_after_s(self.last_round_s, self.plan.seconds if self.plan else 0.0)
         return self._round_s(now) > late_s
 
