@@ -137,26 +137,23 @@ class LoopTurns:
         self._is_running = True
         try:
             while self.all.waiting and self._spent_s < TURN_S:
-                self._run_next()
+                share = self.all
+                while share.waiting:
+                    share, whole = min(share.waiting, key=_ended_s), share
+                    whole.now_s = max(whole.now_s, share.ended_s)
+                job, part = share.jobs.popleft(), share
+                while part.whole is not None and not (part.jobs or part.waiting):
+                    del part.whole.waiting[part]
+                    part = part.whole
+                began_s = self._now()
+                try:
+                    job()
+                finally:
+                    self.charge(share, self._now() - began_s)
         finally:
             self._is_running = False
             if self.all.waiting:
                 self._plan_turn()
-
-    def _run_next(self) -> None:
-        share = self.all
-        while share.waiting:
-            share, whole = min(share.waiting, key=_ended_s), share
-            whole.now_s = max(whole.now_s, share.ended_s)
-        job, part = share.jobs.popleft(), share
-        while part.whole is not None and not (part.jobs or part.waiting):
-            del part.whole.waiting[part]
-            part = part.whole
-        began_s = self._now()
-        try:
-            job()
-        finally:
-            self.charge(share, self._now() - began_s)
 
     async def _finish(
         self, share: LoopShare, work: Coroutine[Any, Any, None], awaited: Any
@@ -295,10 +292,9 @@ class ClientLedger:
 
     def share_of_address(self, host: str, kind: str = "") -> ClientShare:
         """Return the share of the connections of an address without a token, of a kind."""
-        share = self._addresses.get(kind + host)
-        if share is None:
-            share = self._new_share(kind + host, host, self._quota)
-            self._addresses[kind + host] = share
+        key = kind + host
+        share = self._addresses.get(key) or self._new_share(key, host, self._quota)
+        self._addresses[key] = share
         return share
 
     def begin(self, share: ClientShare, now: float) -> OpenRequest:

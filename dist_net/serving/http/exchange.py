@@ -12,7 +12,7 @@ from random import getrandbits
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dist_net.errors import (
     BadRequestError,
@@ -34,6 +34,7 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.http_connection import HttpConnection
 from dist_net.serving.http.replies import (
     JSON_LENGTH,
+    MAX_REASON,
     REQUEST_ID,
     Refusals,
     error_reply,
@@ -79,7 +80,7 @@ class Guard:
         headers: HeaderValues = dict(scope["headers"])
         sent_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
-        send = self.refusals.noting(scope, send, request_id)
+        send = self._noting(scope, send, request_id)
         host, _ = scope.get("client") or ("", 0)
         credential = self.settings.credential(host, headers.get(b"authorization", b""))
         if refusal := self._refusal(scope, headers, credential.role):
@@ -95,6 +96,28 @@ class Guard:
             request = f"{scope['method']} {scope['path'][:200]}"
             code, took_s = state.get("code"), time.monotonic() - began_s
             logger.info(what, request_id, credential.name, code, took_s, request)
+
+    def _noting(self, scope: Scope, send: Send, request_id: str) -> Send:
+        """Return a ``send`` that adds the id to the response, and notes it if it is a refusal.
+
+        It closes a connection with its last response.
+        """
+        code, connection = 0, scope["state"].get("connection")
+
+        async def noted(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = scope["state"]["code"] = message["status"]
+                message["headers"].append((REQUEST_ID, request_id.encode()))
+                if connection is not None and connection.is_last:
+                    message["headers"].append((b"connection", b"close"))
+            elif code >= 400:
+                reason = bytes(message.get("body", b"")[:MAX_REASON]).decode(errors="replace")
+                path = scope["path"][:80]
+                self.refusals.note(code, f"{scope['method']} {path}", reason, request_id)
+            await send(message)
+
+        return noted
 
     async def _counted(
         self, scope: Scope, receive: Receive, send: Send, share: ClientShare

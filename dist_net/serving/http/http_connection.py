@@ -136,10 +136,6 @@ class HttpConnections:
             timeout_keep_alive=settings.client_timeout_s,  # type: ignore[arg-type]
         )
 
-    def drop(self, connection: "HttpConnection") -> None:
-        self.open.close(connection)
-        connection.drop()
-
     def start(
         self, turns: LoopShare, work: Coroutine[Any, Any, None]
     ) -> "asyncio.Task[None] | None":
@@ -204,7 +200,7 @@ class HttpConnection(HttpToolsProtocol):
             self.loop.remove_reader(self._socket)
             self._server.turns.run(self.turns, self._begin)
         else:
-            self._server.drop(self)
+            self.drop()
 
     def _begin(self) -> None:
         if self in self._server.open:
@@ -246,6 +242,7 @@ class HttpConnection(HttpToolsProtocol):
             self._server.open.assign(self, share)
 
     def drop(self) -> None:
+        self._server.open.close(self)
         if self.transport is not None:
             self.transport.abort()
         elif self._opening is not None:
@@ -257,7 +254,7 @@ class HttpConnection(HttpToolsProtocol):
     def close_if_idle(self) -> None:
         """Close the connection unless a request was read."""
         if self.transport is None:
-            self._server.drop(self)
+            self.drop()
         elif not (self._unanswered or self._backlog):
             self.transport.close()
 
@@ -451,7 +448,7 @@ class HttpConnection(HttpToolsProtocol):
         """End the connection of a slow client; respond if its body is incomplete."""
         settings = self._server.settings
         if self._is_ending or self._awaited != "body" or self.cycle.response_started:
-            self._server.drop(self)
+            self.drop()
             return
         self._refuse(
             408,

@@ -216,7 +216,21 @@ def _payloads(
         raise BadRequestError(
             f'"inputs" has {len(given)} inputs; expected {len(model.inputs)}{_example(model)}'
         )
-    contents = _raw_contents(given, raw)
+    found = {name: _parameters(each, "input") for name, each in given.items()}
+    sizes = {
+        name: each["binary_data_size"]
+        for name, each in found.items()
+        if each.get("binary_data_size") is not None
+    }
+    are_sizes = all(type(size) is int and size >= 0 for size in sizes.values())
+    if not are_sizes or sum(sizes.values()) != len(raw):
+        raise BadRequestError(
+            f"binary_data_size is {', '.join(map(shown, sizes.values())) or None}, and "
+            f"{len(raw):,} bytes follow the JSON; expected equal sizes; the header "
+            f"Inference-Header-Content-Length is the length of the JSON"
+        )
+    places = pairwise(accumulate(sizes.values(), initial=0))
+    contents = {name: raw[slice(*place)] for name, place in zip(sizes, places, strict=True)}
     if any(given[name].get("data") is not None for name in contents):
         raise BadRequestError(
             'an input has "data" and raw bytes (binary_data_size); expected one of them'
@@ -280,25 +294,6 @@ def _tensor(
     else:
         raw = yield from tensor_from_json(given.get("data"), arrays, datatype, sizes)
     return np.frombuffer(raw, spec.dtype).reshape(sizes, copy=False)
-
-
-def _raw_contents(given: dict[str, dict[str, Any]], raw: memoryview) -> dict[str, memoryview]:
-    """Return the raw bytes after the JSON, by the inputs that are not in the JSON."""
-    found = {name: _parameters(each, "input") for name, each in given.items()}
-    sizes = {
-        name: each["binary_data_size"]
-        for name, each in found.items()
-        if each.get("binary_data_size") is not None
-    }
-    are_sizes = all(type(size) is int and size >= 0 for size in sizes.values())
-    if not are_sizes or sum(sizes.values()) != len(raw):
-        raise BadRequestError(
-            f"binary_data_size is {', '.join(map(shown, sizes.values())) or None}, and "
-            f"{len(raw):,} bytes follow the JSON; expected equal sizes; the header "
-            f"Inference-Header-Content-Length is the length of the JSON"
-        )
-    places = pairwise(accumulate(sizes.values(), initial=0))
-    return {name: raw[start:end] for name, (start, end) in zip(sizes, places, strict=True)}
 
 
 def _images(content: memoryview | None, shape: Any) -> list[memoryview]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Message, Scope, Send
 
 from dist_net.errors import (
     BadInputError,
@@ -51,10 +50,9 @@ _HEADERS_OF_CODE: dict[int, list[Header]] = {
     401: [(b"www-authenticate", b"Bearer")],
 }
 _RETRIABLE = (429, 503)
-_FIRST_REFUSAL = 400
 _MAX_LINES = 20
 _PERIOD_S = 60.0
-_MAX_REASON = 300
+MAX_REASON = 300
 
 
 def code_of_error(error: DistNetError) -> int:
@@ -128,26 +126,4 @@ class Refusals:
         self._period[code] += 1
         if self._period[code] <= _MAX_LINES:
             what = "request_refused id=%s code=%d request=%r reason=%r"
-            logger.warning(what, request_id, code, request, reason[:_MAX_REASON])
-
-    def noting(self, scope: Scope, send: Send, request_id: str) -> Send:
-        """Return a ``send`` that adds the id to the response, and notes it if it is a refusal.
-
-        It closes a connection with its last response.
-        """
-        code, connection = 0, scope["state"].get("connection")
-
-        async def noted(message: Message) -> None:
-            nonlocal code
-            if message["type"] == "http.response.start":
-                code = scope["state"]["code"] = message["status"]
-                message["headers"].append((REQUEST_ID, request_id.encode()))
-                if connection is not None and connection.is_last:
-                    message["headers"].append((b"connection", b"close"))
-            elif code >= _FIRST_REFUSAL:
-                reason = bytes(message.get("body", b"")[:_MAX_REASON]).decode(errors="replace")
-                path = scope["path"][:80]
-                self.note(code, f"{scope['method']} {path}", reason, request_id)
-            await send(message)
-
-        return noted
+            logger.warning(what, request_id, code, request, reason[:MAX_REASON])

@@ -61,7 +61,7 @@ class HttpServer(HttpConnections):
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._close_connections(_ANNOUNCED_S)  # of cancelled requests, once answered
             for connection in self.open.all():
-                self.drop(connection)
+                connection.drop()
 
     async def announce_stop(self, is_urgent: asyncio.Event) -> None:
         """Close each connection with its next answer; wait for that at most a second."""
@@ -107,7 +107,7 @@ class HttpServer(HttpConnections):
             given_way, client = self.open.giving_way()
             is_own = client is self.ledger.share_of_address(connection.host)
             is_at_work = not self.open.is_waiting(given_way)
-            self.drop(connection if is_at_work and is_own else given_way)
+            (connection if is_at_work and is_own else given_way).drop()
             self.refusals.note(503, "a connection", "the limit of connections is reached")
 
     async def _check_all(self) -> None:

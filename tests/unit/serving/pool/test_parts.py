@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dist_net.serving.pool import quarantine
-from dist_net.serving.pool.quarantine import Quarantine
+from dist_net.serving.pool import open_requests as quarantine
+from dist_net.serving.pool.open_requests import Quarantine
 from dist_net.serving.pool.requests import InferenceRequest, Status
 from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 
