@@ -11,7 +11,6 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -287,21 +286,8 @@ class ImageRun:
         images.folder = folder.regrouped(
             groups.tolist(), self.options.validation, self.options.run.seed
         )
-        self._warn_of_few_groups(groups[rows], labels[rows], folder.class_names)
-        for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
-            one, other = (folder.class_names[label] for label in pair)
-            self.console.print(
-                f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
-                f"docs/photos.md",
-                style="yellow",
-            )
-        return groups, digests
-
-    def _warn_of_few_groups(
-        self, groups: SampleIndices, labels: SampleIndices, class_names: Sequence[str]
-    ) -> None:
-        for label, name in enumerate(class_names):
-            of_class = groups[labels == label]
+        for label, name in enumerate(folder.class_names):
+            of_class = groups[rows][labels[rows] == label]
             count = len(np.unique(of_class))
             if count < min(MIN_GROUPS, len(of_class)):
                 self.console.print(
@@ -310,6 +296,14 @@ class ImageRun:
                     f"Add other images, or pass --no-groups if these differ",
                     style="yellow",
                 )
+        for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
+            one, other = (folder.class_names[label] for label in pair)
+            self.console.print(
+                f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
+                f"docs/photos.md",
+                style="yellow",
+            )
+        return groups, digests
 
     def _whole(self, found: FoundBase, folder: ImageFolder, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""

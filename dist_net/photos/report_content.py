@@ -43,6 +43,12 @@ def report_content(
     folds = judged.folds
     kind = "split off" if folds is None else f"out of fold, by {folds} heads"
     measured = [_figures(judged, calibration, f"not trained on, {kind}")]
+    before, after = (
+        calibration_error(each, judged.targets)
+        if len(judged.targets) >= MIN_CALIBRATION_IMAGES
+        else None
+        for each in (softmax(judged.logits), judged.probabilities(calibration))
+    )
     if tested is not None:
         measured.append(_figures(tested, calibration, "in test/"))
     return {
@@ -54,7 +60,8 @@ def report_content(
         "confusion": confusion.tolist(),
         "calibration": {
             **asdict(calibration),
-            **_calibration_errors(judged, calibration),
+            "error_before": before,
+            "error_after": after,
             "is_proven": calibration.is_proven,
             "lower_precision": lower_precision(calibration),
             "measured_on": measured[0]["data"],
@@ -90,15 +97,6 @@ def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[
         "right_of_answered": answered_right / answered if answered else None,
         "right_of_answered_interval": judged.interval(is_right, is_answered) if answered else None,
     }
-
-
-def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[str, float | None]:
-    """Return the errors before and after; None for fewer than ``MIN_CALIBRATION_IMAGES``."""
-    if len(judged.targets) < MIN_CALIBRATION_IMAGES:
-        return {"error_before": None, "error_after": None}
-    before = calibration_error(softmax(judged.logits), judged.targets)
-    after = calibration_error(judged.probabilities(calibration), judged.targets)
-    return {"error_before": before, "error_after": after}
 
 
 def lower_precision(calibration: Calibration) -> float:
