@@ -1,4 +1,4 @@
-"""``dist-net members``: list the hosts whose votes a run needs, and forget those that are gone."""
+"""``dist-net members``: list the hosts that vote in a run, and forget hosts that are gone."""
 
 import argparse
 from pathlib import Path

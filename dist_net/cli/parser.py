@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the namespace and an empty list; exits if an argument is unknown.
 
-        Unknown options are reported first: a misspelt option may be the one that is missing.
+        Unknown options are reported first: a misspelt option may be the missing option.
         """
         for option in self._long_options_in(args):
             if not any(known.startswith(option) for known in self._option_string_actions):

@@ -22,7 +22,7 @@ DEFAULT_WORKERS = 2
 def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     """Print the results of the run and the next command; with ``as_json`` also the JSON object.
 
-    The figures of a run on a folder of images are those of its report.
+    The figures of a run on a folder of images are from its report.
     """
     console = plain_console(stderr=False)
     if as_json:

@@ -110,8 +110,8 @@ def followed(
 ) -> Iterator[dict[str, Any]]:
     """Yield a report every ``every_s`` until the run ends, each with the new metric records.
 
-    If the server does not reply, notify the user through ``say`` and retry once: the server may
-    have restarted, or a standby continues its run. Raise ``NoAnswerError``.
+    If the server does not reply, print that by ``say`` and retry once: the server may have
+    restarted, or a standby continues its run. Raise ``NoAnswerError``.
     """
     run = Following(ServerAccess(address, keys), notify=say)
     next_record, was_silent = NO_RECORDS, False
@@ -212,7 +212,7 @@ def run_view(report: Report) -> RenderableType:
         table.add_row(name, value)
     view: list[RenderableType] = [table, Text(), *_errors(report), _workers(report), *_slow(report)]
     if report["consistency"] == Consistency.ASYNC:
-        # The histogram comes last: a short terminal cuts off the end.
+        # The histogram is last: a short terminal cuts off the end.
         view += [Text(), staleness_bars(report["staleness_histogram"])]
     return Group(*view)
 
@@ -285,7 +285,7 @@ def _behind(standby: Report) -> str:
 
 
 def _in_groups(what: str, name: str, workers: list[Report]) -> Iterator[tuple[str, Text]]:
-    """Yield a row per value of ``name``; if there are several, with the names of its workers."""
+    """Yield a row per value of ``name``; several values have the names of their workers."""
     groups: dict[str, list[str]] = {}
     for each in workers:
         groups.setdefault(each[name] or "unknown", []).append(each["name"])

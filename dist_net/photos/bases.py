@@ -222,7 +222,7 @@ class FeatureExtractor:
 
     def _kept(self) -> NDArray[np.void]:
         """Return the file's rows; none if it is missing, damaged or holds other rows."""
-        # Unlike np.load, ``open_memmap`` reads no zip file, and maps no more than there is.
+        # Unlike np.load, ``open_memmap`` reads no zip file, and maps no more than the file.
         with suppress(OSError, ValueError, OverflowError):
             kept = open_memmap(self._path, mode="r")
             if kept.dtype == self._row and kept.ndim == 1:

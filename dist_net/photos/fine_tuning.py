@@ -29,7 +29,7 @@ GAINS = (
     "it had more right answers in 18 of 22 runs on drawings and grey images, and in none of 6 on "
     "photographs of objects"
 )
-"""What is known of tuning, by ``scripts/bench photos-tuning``: see docs/photos.md."""
+"""The gains of tuning, measured by ``scripts/bench photos-tuning``: see docs/photos.md."""
 USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 60
 TIMED = 8
 UNDECIDED, STOPS_AFTER, FEWEST_EVALUATIONS = 0.8, 0.25, 4
@@ -37,7 +37,7 @@ UNDECIDED, STOPS_AFTER, FEWEST_EVALUATIONS = 0.8, 0.25, 4
 
 
 def may_pay(accuracy: float) -> bool:
-    """Return whether tuning may add right answers, by those of the head out of fold.
+    """Return whether tuning may add right answers, by the head's accuracy out of fold.
 
     No gain was measured for a head from ``WORTH_BELOW`` on. Below it the kind of images decides
     (``GAINS``), which neither the head's figures nor the base's own answers reveal: a run that does

@@ -45,7 +45,7 @@ class HeadProblem:
     """M heads at once, on principal components of centred and scaled features.
 
     Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
-    the last component is the constant 1, whose weights are the biases and bear no penalty.
+    the last component is the constant 1: its weights are the biases, without a penalty.
     In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
     """
 
@@ -138,7 +138,7 @@ class HeadProblem:
         """Return each head's step to where the objective is flat, and the errors after it.
 
         ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
-        penalty, ``bend`` the second derivative of the penalty. Bisection finds where it is flat.
+        penalty, ``bend`` the second derivative of the penalty. Bisection finds the flat place.
         """
         low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
         for _ in range(MAX_TRIALS):
@@ -183,7 +183,7 @@ class TrainedHeads(NamedTuple):
     """The head of all rows, and the heads of the folds with their logits out of fold.
 
     ``logits`` is (N, classes): the head trained without a row's fold computes that row.
-    ``weights`` are those of all heads, as the solution of ``problem``.
+    ``weights`` has the weights of all heads, the solution of ``problem``.
     """
 
     final: HeadWeights
@@ -197,7 +197,7 @@ class TrainedHeads(NamedTuple):
     def without_class(self, label: int) -> FeatureRows:
         """Return logits, (N, classes - 1), of the same heads trained without a class.
 
-        The head of all other images computes those of the class; the other rows are out of fold.
+        The head of all other images computes the class's logits; the other rows are out of fold.
         """
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_class(label)

@@ -29,7 +29,7 @@ from dist_net.processes.equipment import available_cores
 
 BATCH_SIZE = 8
 SIMILAR, MIN_IMAGES = 4, 10
-"""The images to leave out as similar to each, if every class has so many images."""
+"""The images to leave out as similar to each, if every class has ``MIN_IMAGES``."""
 
 
 class HeadTraining:
@@ -99,8 +99,8 @@ class HeadTraining:
     def as_random(self) -> float | None:
         """Return the accuracy without similar images, if random labels reach it but not the head's.
 
-        The heads of the folds train without the images most similar to those that they are judged
-        on. Classes are recognised nevertheless, but random labels only by other images of a scene.
+        The heads of the folds train without the images most similar to their judged images.
+        Classes are recognised nevertheless, but random labels only by other images of a scene.
         """
         shares = np.bincount(self.labels) / len(self.labels)
         chance = shares.max() + 2 * np.sqrt(shares.max() * (1 - shares.max()) / len(self.labels))

@@ -274,7 +274,7 @@ class ImageRun:
     def _group(
         self, folder: ImageFolder, images: PreparedImages
     ) -> tuple[SampleIndices, list[bytes]]:
-        """Keep similar images on one side; return all images' groups, and usable ones' digests."""
+        """Keep similar images on one side; return all groups, the digests of usable images."""
         rows = images.rows()
         thumbnails, digests = thumbnails_and_digests(images.samples())
         labels = np.array(folder.labels, np.int64)
@@ -387,14 +387,14 @@ def require_same_images(before: ImageCache, cache: ImageCache) -> None:
 
 
 def samples_of(cache: ImageCache) -> tuple[set[tuple[str, ...]], tuple[str, ...]]:
-    """Return the paths, classes and pixels of a folder: a checkpoint continues on equal ones."""
+    """Return the paths, classes and pixels of a folder: equal samples continue a checkpoint."""
     return {each[:2] for each in cache.folder.images}, cache.digests
 
 
 def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
     """Replace a run's model, and the images to try it on, once all files are complete.
 
-    The model's weights, recipe and calibration are one file. The images are those of test/, or of
+    The model's weights, recipe and calibration are one file. The images are from test/, or from
     the validation split: evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
     validation split: without test/, its answers out of fold are written too.
     """

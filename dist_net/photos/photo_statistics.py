@@ -137,8 +137,8 @@ def lower_bound(total: Losses, wrong: Losses) -> Losses:
 def temperature_of(logits: Scores, targets: Targets, independent: float) -> float:
     """Return the temperature with the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
-    An extra sample beside the ``independent`` ones, spread over all classes, keeps the temperature
-    finite if every answer is right (Platt 1999).
+    An extra sample beside the ``independent`` samples, spread over all classes, keeps the
+    temperature finite if every answer is right (Platt 1999).
     """
     rows = np.asarray(logits, np.float64)
     others = 1 / (independent + 1)

@@ -1,11 +1,11 @@
 """Groups of similar images: copies of a photo, images of one scene, and mirrored classes.
 
 Copies are what augmentation makes: mirrored, turned, cropped, brighter, smaller. An image is a
-thumbnail of ``SIDE`` x ``SIDE`` colours. It is compared with the images whose coarse grey levels
-correlate most with its own, in any of eight orientations. Each such pair is aligned, from coarse to
-fine, by an affine map, a gain and a bias (Lucas and Kanade 1981). The images are copies if in every
-cell no more difference of brightness and colour remains than resampling leaves: a small object that
-moved makes another image.
+thumbnail of ``SIDE`` x ``SIDE`` colours. It is compared with the images of the most correlated
+coarse grey levels, in any of eight orientations. Each such pair is aligned, from coarse to fine, by
+an affine map, a gain and a bias (Lucas and Kanade 1981). The images are copies if in every cell no
+more difference of brightness and colour remains than resampling leaves: a small object that moved
+makes another image.
 
 Features of pretrained nets hardly change when an image is mirrored, so they cannot separate left
 and right arrows. Such classes are found by thumbnails.
@@ -39,12 +39,12 @@ ROWS_AT_ONCE, PAIRS_AT_ONCE = 512, 256
 STEPS, MAX_STEP = 3, 0.1
 """The steps at each level, and the largest change of a number of the map by one of them."""
 UNCHANGED = np.array([1, 0, 0, 0, 1, 0, 1, 0], np.float32)
-"""The numbers of an alignment: those of an affine map, whose coordinates are from -1 to 1, then
-the gain and the bias. A change of 0.1 shifts an image by 5 % of its side, or turns it by 6 degrees.
+"""The numbers of an alignment: an affine map with coordinates from -1 to 1, then the gain and the
+bias. A change of 0.1 shifts an image by 5 % of its side, or turns it by 6 degrees.
 """
 MAX_CHANGE = np.array([0.3] * 6 + [1, 64], np.float32)
 STIFFNESS = np.array([2.5, 2.5, 7.5, 2.5, 2.5, 7.5, 10, 0.01], np.float32)
-"""What holds the changes of the map, the gain and the bias, per cell, in squared grey levels."""
+"""The stiffness of the map, the gain and the bias, per cell, in squared grey levels."""
 GAIN_OF_1 = np.array([0, 0, 0, 0, 0, 0, 1, 0], np.float32)
 MAX_GAIN, MIN_OVERLAP = 2.0, 0.7
 
@@ -53,11 +53,11 @@ MAX_LEFT, NOISE = 0.35, 3.0
 DARKEST, BRIGHTEST = 4, 247
 """Levels beyond these may have been cut off."""
 DIFFERENCE, BLURRED_DIFFERENCE, EDGE_SHARE = 6.0, 8.0, 0.2
-"""The difference of copies in a cell, in grey levels and as a share of the range around it. At
-edges, but not at an object, its signs cancel where it is blurred: all cells must be alike then.
+"""The difference of copies in a cell, in grey levels and as a share of the range around it. Where
+it is blurred, its signs cancel at edges, but not at an object: all cells must be alike then.
 """
 MOST_CELLS, OUTLIER = 0.98, 8.0
-"""The share of cells with such differences; the largest of all is at most so many times theirs."""
+"""The share of cells with such differences; ``OUTLIER`` times their largest bounds all others."""
 UNMOVED, UNMOVED_OUTLIER = 0.01, 1.2
 """If the map changes less, resampling does too: the largest difference, as of a fixed camera."""
 MAX_COLOUR, COLOUR_NOISE, MAX_SATURATION = 0.25, 4.5, 3.0
@@ -275,7 +275,7 @@ def _grid(side: int) -> ImageLevels:
 
 
 def _sampled(images: ImageLevels, numbers: Alignments) -> tuple[NDArray[np.bool_], ImageLevels]:
-    """Return whether each cell lies inside of the mapped image, and its values by interpolation.
+    """Return whether each cell is inside of the mapped image, and its values by interpolation.
 
     ``images`` is (N, side, side, channels); returns (N, cells) and (N, cells, channels).
     """
@@ -335,7 +335,7 @@ def _match(first: Thumbnails, second: Thumbnails, numbers: Alignments) -> NDArra
 
 
 def _has_colours(one: ImageLevels, other: ImageLevels) -> NDArray[np.bool_]:
-    """Return which colours, (N, numbers), are those of other images, more or less saturated."""
+    """Return which colours, (N, numbers), another image has, more or less saturated."""
     saturation = (one * other).sum(1) / ((other * other).sum(1) + 1)
     rest = one - np.clip(saturation, 0, MAX_SATURATION)[:, None] * other
     return np.asarray(
