@@ -86,7 +86,7 @@ class JoinToken:
             )
         packed = _from_base62(found[2])
         content, checksum = packed[:-_CHECKSUM_BYTES], packed[-_CHECKSUM_BYTES:]
-        if checksum != _checksum(content):
+        if checksum != _checksum(content) or found[2][0] == _ALPHABET[0]:  # no number begins with 0
             raise TokenError(
                 f"{_redacted(text)} is incomplete or damaged: its {len(text)} characters do not "
                 f"match its checksum; {_AGAIN}"
