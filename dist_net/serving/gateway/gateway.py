@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,28 @@ LARGEST_PIECE = 8 << 20  # of a file of arrays
 GATHER_S = 0.005  # while a client's next requests are being read, its batch is formed
 
 
+@dataclass(eq=False, repr=False)
 class Gateway:
-    """Runs one pool; its workers connect to ``socket``. Never blocks.
+    """Runs one pool; its workers connect to ``_socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        socket: ServerSocket,
-        processes: PoolProcesses,
-        clock: Clock,
-        ledger: ClientLedger,
-    ) -> None:
-        self.pool = pool
-        self._socket = socket
-        self._processes = processes
-        self._clock = clock
-        self._ledger = ledger
-        self._futures: dict[int, asyncio.Future[Result]] = {}
-        self.unloads: Counter[str] = Counter()  # by model
-        self.ended: Counter[str] = Counter()  # processes that ended, by host
-        self.lag = Histogram()  # of timers: how long other work kept the loop
-        self._has_turn = False
-        self._turn_s = 0.0
-        self._timer_s = math.inf  # the time of the timer; infinite without one
-        self._gathered = 0  # requests since the last dispatch
-        self._gathers_until_s = 0.0
-        self._is_closed = False
+    pool: Pool
+    _socket: ServerSocket
+    _processes: PoolProcesses
+    _clock: Clock
+    _ledger: ClientLedger
+    _futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
+    unloads: Counter[str] = field(default_factory=Counter)  # by model
+    ended: Counter[str] = field(default_factory=Counter)  # processes that ended, by host
+    lag: Histogram = field(default_factory=Histogram)  # of timers, which other work delayed
+    _has_turn: bool = False
+    _turn_s: float = 0.0
+    _timer_s: float = math.inf  # the time of the timer; infinite without one
+    _gathered: int = 0  # requests since the last dispatch
+    _gathers_until_s: float = 0.0
+    _is_closed: bool = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -167,22 +167,25 @@ class Worker:
         return took_s
 
 
+@dataclass(eq=False, repr=False)
 class PoolMembership:
-    """Every worker by its node, in the order of joining; ``ids`` are secrets of the workers.
+    """Every worker by its node, in the order of joining; ``_ids`` are secrets of the workers.
 
     A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
     batches. A child may be silent while it loads or computes, as long as its process runs: Python
     code can block heartbeats.
     """
 
-    def __init__(self, settings: PoolSettings, ids: Iterator[int], children: Children) -> None:
-        self._settings = settings
-        self._ids = ids
-        self._children = children
-        self._quiet_s = settings.heartbeat_timeout_s / 2
-        self._judges_from_s = 0.0
-        self._workers: dict[bytes, Worker] = {}
-        self.most_children = 0  # at a time
+    _settings: PoolSettings
+    _ids: Iterator[int]
+    _children: Children
+    _judges_from_s: float = 0.0
+    _workers: dict[bytes, Worker] = field(default_factory=dict)
+    most_children: int = 0  # at a time
+
+    @property
+    def _quiet_s(self) -> float:
+        return self._settings.heartbeat_timeout_s / 2
 
     def __len__(self) -> int:
         return len(self._workers)

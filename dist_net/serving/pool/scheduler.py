@@ -5,8 +5,9 @@ expected cost of a request, by its size, only decides its worker and its batch.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.open_requests import (
@@ -76,6 +77,7 @@ class Turns:
         self._turns_s[name] = self.of(name) + seconds
 
 
+@dataclass(eq=False, repr=False)
 class Scheduler:
     """Admits requests and takes batches out of the queues of the models' clients.
 
@@ -91,22 +93,15 @@ class Scheduler:
     With ``is_draining`` no requests are admitted.
     """
 
-    def __init__(
-        self,
-        settings: PoolSettings,
-        workers: PoolMembership,
-        models: Mapping[str, ModelVersions],
-        requests: OpenRequests,
-    ) -> None:
-        self.is_draining = False
-        self._settings = settings
-        self._workers = workers
-        self._models = models
-        self._requests = requests
-        self._row_s: dict[str, float] = {}  # by model, the usual time of a row
-        self._model_turns = Turns()
-        self._client_turns = {name: Turns() for name in models}
-        self._next_batch_id = 1
+    _settings: PoolSettings
+    _workers: PoolMembership
+    _models: Mapping[str, ModelVersions]
+    _requests: OpenRequests
+    is_draining: bool = False
+    _row_s: dict[str, float] = field(default_factory=dict)  # by model, the usual time of a row
+    _model_turns: Turns = field(default_factory=Turns)
+    _client_turns: dict[str, Turns] = field(default_factory=lambda: defaultdict(Turns))
+    _next_batch_id: int = 1
 
     def refusal(self, request: InferenceRequest, now: float) -> Result | None:
         """Return the result that refuses a request, or None to admit it."""

@@ -21,7 +21,7 @@ again. Workers load a new version one after the other, so that the rest continue
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -80,6 +80,7 @@ class Version:
         return one.inputs, one.outputs, one.is_batched, one.takes_images, one.has_classes
 
 
+@dataclass(eq=False, repr=False)
 class ModelVersions:
     """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
@@ -91,18 +92,21 @@ class ModelVersions:
     will load any more, until their files are removed.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.versions: dict[int, Version] = {}
-        self.newest: Version | None = None
-        self.is_unloaded = self.is_answering = False
-        self.reason = "no version of it has been loaded yet"
-        self.came = self.done = 0
-        self.statistics = defaultdict[int, ModelStatistics](ModelStatistics)
-        self.recent = RecentLatencies()
-        self._target: Version | None = None
-        self._waiting: Version | None = None
-        self.unused: list[int] = []
+    name: str
+    versions: dict[int, Version] = field(default_factory=dict)
+    newest: Version | None = None
+    is_unloaded: bool = False
+    is_answering: bool = False
+    reason: str = "no version of it has been loaded yet"
+    came: int = 0
+    done: int = 0
+    statistics: dict[int, ModelStatistics] = field(
+        default_factory=lambda: defaultdict(ModelStatistics)
+    )
+    recent: RecentLatencies = field(default_factory=RecentLatencies)
+    unused: list[int] = field(default_factory=list)
+    _target: Version | None = None
+    _waiting: Version | None = None
 
     @property
     def is_ready(self) -> bool:

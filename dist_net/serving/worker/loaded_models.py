@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,22 +43,19 @@ class _Loading(NamedTuple):
     is_dropped: threading.Event
 
 
+@dataclass(eq=False, repr=False)
 class LoadedModels:
-    """Belongs to the worker's thread. Only ``load`` runs in another, in ``executor`` or else one
-    version at a time. ``limit_memory`` limits what the process may reserve, except to load."""
+    """The models of the worker's thread. Only ``_load`` runs in another one, of ``executor``.
 
-    def __init__(
-        self,
-        load: LoadNetwork,
-        executor: Executor | None = None,
-        limit_memory: Callable[[float], None] = lambda _: None,
-    ) -> None:
-        self._load = load
-        self._limit_memory = limit_memory
-        self._executor = executor or ThreadPoolExecutor(1, "load")
-        self._networks: dict[_Key, ServedNetwork] = {}
-        self._loading: dict[_Key, _Loading] = {}
-        self._unclaimed: set[_Key] = set()
+    ``limit_memory`` limits the memory that the process may reserve, except to load.
+    """
+
+    _load: LoadNetwork
+    executor: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "load"))
+    limit_memory: Callable[[float], None] = lambda _: None
+    _networks: dict[_Key, ServedNetwork] = field(default_factory=dict)
+    _loading: dict[_Key, _Loading] = field(default_factory=dict)
+    _unclaimed: set[_Key] = field(default_factory=set)
 
     @property
     def is_loading(self) -> bool:
@@ -77,7 +75,7 @@ class LoadedModels:
         self._unclaimed.discard(key)
         if key in self._loading:
             return
-        self._limit_memory(math.inf)
+        self.limit_memory(math.inf)
         is_dropped = threading.Event()
         known = self._networks.get(key)
         if known is not None and known.description == description:
@@ -85,7 +83,7 @@ class LoadedModels:
             future.set_result(known)
         else:
             alike = self._alike(description)
-            future = self._executor.submit(
+            future = self.executor.submit(
                 self._load, description, alike, lambda: not is_dropped.is_set()
             )
         self._loading[key] = _Loading(future, is_dropped)
@@ -96,7 +94,7 @@ class LoadedModels:
         ended = [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
         if done and not self._loading:
             # Computing may need more than this only for a model that is not what it seems.
-            self._limit_memory(sum(each.memory_bytes for each in self._networks.values()))
+            self.limit_memory(sum(each.memory_bytes for each in self._networks.values()))
         return ended
 
     def drop(self, model: str, version: int) -> None:
@@ -114,7 +112,7 @@ class LoadedModels:
     def close(self) -> None:
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
-        self._executor.shutdown(cancel_futures=True)
+        self.executor.shutdown(cancel_futures=True)
 
     def _alike(self, description: ModelDescription) -> ServedNetwork | None:
         """Return the last loaded version of the same architecture."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dist_net.errors import JoinRefusedError, ServerLostError, ShapeError
 from dist_net.ground.clock import Clock
@@ -26,36 +27,30 @@ StartHeartbeats = Callable[[PoolWelcome], HeartbeatSender]
 """Start the heartbeats of a worker that was admitted."""
 
 
+@dataclass(eq=False, repr=False)
 class InferenceWorker:
-    """Answer the batches of the gateway at ``connection`` until stopped.
+    """Answer the batches of the gateway at ``_socket`` until stopped.
 
     The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
-    own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
+    own heartbeat timeout. With ``_bears_silence`` silence is never a timeout: the OS reports the
     gateway's exit. Once ``leave_reason`` is set, the worker must leave. ``was_stopped`` is set by
     ``stop``, not by the gateway's ``Stop``. Call ``serve``, or ``tick`` and ``handle`` as it does.
     """
 
-    def __init__(
-        self,
-        connection: ClientSocket,
-        models: LoadedModels,
-        start_heartbeats: StartHeartbeats,
-        join: JoinPool,
-        bears_silence: bool,
-        clock: Clock,
-    ) -> None:
-        self._socket = connection
-        self._models = models
-        self._start_heartbeats = start_heartbeats
-        self._join = join
-        self._bears_silence = bears_silence
-        self._clock = clock
-        self._heartbeats: HeartbeatSender | None = None
-        self._welcome: PoolWelcome | None = None
-        self._worker_id = 0  # since the worker last joined
+    _socket: ClientSocket
+    _models: LoadedModels
+    _start_heartbeats: StartHeartbeats
+    _join: JoinPool
+    _bears_silence: bool
+    _clock: Clock
+    _heartbeats: HeartbeatSender | None = None
+    _welcome: PoolWelcome | None = None
+    _worker_id: int = 0  # since the worker last joined
+    leave_reason: str | None = None
+    was_stopped: bool = False
+
+    def __post_init__(self) -> None:
         self._join_at_s = self._heard_s = self._ticked_s = self._clock.now()
-        self.leave_reason: str | None = None
-        self.was_stopped = False
 
     def stop(self, reason: str) -> None:
         """Leave at the next turn of the loop; safe in a signal handler."""
