@@ -362,8 +362,7 @@ def not_ready(served: ServedModel) -> DistNetError:
 
 def version_number(request: Request) -> int | None:
     """Return the version in a path, None without one. Raise ModelNotServedError."""
-    text = request.path_params.get("version")
-    if text is None:
+    if (text := request.path_params.get("version")) is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION):
         raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
