@@ -28,9 +28,13 @@ from dist_net.nets.recipe_origins import ImagesOrigin
 from dist_net.nets.recipes.image_recipe import RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.processes.cluster_options import MAX_WORKERS, add_server_arguments, server_given
+from dist_net.processes.cluster_options import (
+    MAX_WORKERS,
+    ListenOptions,
+    add_server_arguments,
+    server_given,
+)
 from dist_net.processes.equipment import available_cores, bits_in
-from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, open_logs, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, plain_console

@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_net.errors import KeyFileError
 from dist_net.ground.command_line import add_options, command_line
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.listen_options import pasted, until
+from dist_net.processes.cluster_options import pasted, until
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite_again, revoke
 from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
 

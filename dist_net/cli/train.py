@@ -32,9 +32,13 @@ from dist_net.ground.command_line import (
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_contents import confirm_recipe, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cluster_options import add_cluster_arguments, ray_address, worker_count
+from dist_net.processes.cluster_options import (
+    add_cluster_arguments,
+    add_invitation_arguments,
+    ray_address,
+    worker_count,
+)
 from dist_net.processes.equipment import BITS
-from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
 from dist_net.serving.http.settings import HttpSettings, TokenFile

@@ -128,14 +128,8 @@ class SavedOrigin(RecipeOrigin):
 
     is_code = False
 
-    def load(self, directory: RunDirectory, digests: Digests, trusts: bool) -> LoadedRecipe:
-        raise RecipeError(f"{directory.path} is no run; expected the file of a saved model")
-
     def load_at(self, file: Path, record: RecipeRecord, trusts: bool) -> LoadedRecipe:
         return saved_recipe(Model.from_json(record.model), file.stem)
-
-    def has_files(self, names: Collection[str]) -> bool:
-        return False
 
     def architecture_of(self, loaded: LoadedRecipe) -> Architecture:
         return LayersArchitecture(loaded.recipe.model.to_json())

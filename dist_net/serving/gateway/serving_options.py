@@ -15,12 +15,13 @@ from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.named_source import RUN_PRECISION
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
+    ListenOptions,
     add_cluster_arguments,
+    add_invitation_arguments,
     ray_address,
     worker_count,
 )
 from dist_net.processes.equipment import available_cores
-from dist_net.processes.listen_options import ListenOptions, add_invitation_arguments
 from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
 from dist_net.serving.pool.requests import PoolSettings
 from dist_net.wire.invitation import TOKEN_LIFETIME_S

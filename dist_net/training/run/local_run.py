@@ -36,9 +36,9 @@ from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
+from dist_net.processes.cluster_options import ListenOptions
 from dist_net.processes.entry import LACKS, READY
 from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, RunningChild, Word
-from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.evaluation import BestWeights, Evaluation

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import AddressError, TokenError
-from dist_net.processes.listen_options import ListenOptions, pasted
+from dist_net.processes.cluster_options import ListenOptions, pasted
 from dist_net.wire.invitation import invite_again, peer_keys_of
 from dist_net.wire.security import load_server_keys, make_keys
 from dist_net.wire.token import POOL, JoinToken
