@@ -149,6 +149,11 @@ class Following:
     def __post_init__(self) -> None:
         self._given = self.server
 
+    def words(self, address: str = "--connect", keys: str = "--keys") -> list[str]:
+        """Return the options by which another process reaches the server."""
+        own = [] if self.server.keys is None else [keys, str(self.keys)]
+        return [address, self.server.address, *own]
+
     @contextmanager
     def observed(
         self,

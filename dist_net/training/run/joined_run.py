@@ -17,14 +17,13 @@ from dist_net.errors import (
     ProcessFailedError,
     ProtocolError,
 )
-from dist_net.ground.command_line import TRUST
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.equipment import FAST
 from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 from dist_net.processes.supervisor import Supervisor
-from dist_net.training.run.local_run import WORKER_GRACE_S
+from dist_net.training.run.local_run import WORKER_GRACE_S, worker_process
 from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.segment import available
@@ -104,16 +103,12 @@ class JoinedRun:
 
     def _spec(self, name: str) -> ProcessSpec:
         settings = self._settings
-        arguments = ["--run-dir", str(self._directory.path), "--connect", self._run.server.address]
-        arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
-        arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
-        arguments += ["--parts", str(self._parts), "--bits", settings.bits]
-        arguments += ["--timeout", str(settings.join_timeout_s)]
-        arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
-        if self._run.server.keys is not None:
-            arguments += ["--keys", str(self._directory.keys)]
-        module = "dist_net.training.run.training_worker_process"
-        return ProcessSpec(name, module, tuple(arguments), bits=settings.bits)
+        shown = (socket.gethostname() + name.removeprefix("worker"))[:128]
+        more = ["--parts", str(self._parts), "--name", shown]
+        more += ["--timeout", str(settings.join_timeout_s)]
+        more += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
+        place = str(self._directory.path), self._run.words()
+        return worker_process(name, *place, settings.threads, settings.bits, *more)
 
     def _is_training(self) -> bool:
         """Restart workers that have died; return whether any worker is left."""

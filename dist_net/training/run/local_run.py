@@ -302,14 +302,8 @@ class LocalRun:
         return self._launcher.worker_options
 
     def _worker(self, name: str) -> ProcessSpec:
-        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._server_of_workers()]
-        arguments += ["--name", name, "--threads", str(self._threads), TRUST]
-        arguments += ["--bits", self._options.bits]
-        # Supervised workers wait for their server without a limit.
-        arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
-        module = "dist_net.training.run.training_worker_process"
-        words = tuple(arguments)
-        return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
+        place = Given.RUN_DIRECTORY, self._server_of_workers()
+        return worker_process(name, *place, self._threads, self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         """Watch the run until the server has ended; return its last report, {} of others."""
@@ -479,6 +473,19 @@ class LocalRun:
     def _end(self) -> None:
         """End all processes; the server has time to write its checkpoint."""
         self._supervisor.end(WORKER_GRACE_S, checkpoint_grace_s(self._directory.checkpoint))
+
+
+def worker_process(
+    name: str, directory: Word, server: Sequence[Word], threads: int, bits: str, *more: str
+) -> ProcessSpec:
+    """Return a worker of the run in ``directory``, which waits for its server without a limit.
+
+    ``more`` of its options replace these. The user has been asked whether to trust the recipe.
+    """
+    words = "--run-dir", directory, *server, "--name", name, "--threads", str(threads), TRUST
+    waits = "--bits", bits, "--timeout", "inf", "--rejoin-timeout", "inf"
+    module = "dist_net.training.run.training_worker_process"
+    return ProcessSpec(name, module, (*words, *waits, *more), cores=threads, bits=bits)
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:

@@ -39,17 +39,11 @@ class StandbyRun(LocalRun):
     def _server_role(self) -> Sequence[Word]:
         if self._follows is None:
             return super()._server_role()
-        keys = self._follows.keys
-        options = [] if keys is None else ["--follow-keys", str(keys)]
-        timeout = "--rejoin-timeout", str(self._local.rejoin_timeout_s)
-        return ["--follow", self._follows.server.address, *timeout, *options]
+        server = self._follows.words("--follow", "--follow-keys")
+        return [*server, "--rejoin-timeout", str(self._local.rejoin_timeout_s)]
 
     def _server_of_workers(self) -> Sequence[Word]:
-        if self._follows is None:
-            return super()._server_of_workers()
-        keys = self._follows.keys
-        options = [] if keys is None else ["--keys", str(keys)]
-        return ["--connect", self._follows.server.address, *options]
+        return self._follows.words() if self._follows else super()._server_of_workers()
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         if self._follows is not None:
