@@ -1,6 +1,9 @@
 """The functions of a recipe without a network: calls, checks of results, layout and samples."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -9,9 +12,11 @@ from dist_net.autodiff.arrays import integers
 from dist_net.data import Dataset
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import DistNetError, RecipeError
+from dist_net.ground.shared_facts import fingerprint
 from dist_net.ground.vector import Vector
-from dist_net.nets.recipes.recipe_files import place_in_recipe
+from dist_net.nets.recipes.recipe_files import place_in_recipe, sha256
 from dist_net.nn import zeros
+from dist_net.nn.losses import TargetMeaning
 from dist_net.nn.parameters import Buffer, Layout, Parameter
 
 ArrayShape = tuple[int, ...]
@@ -33,6 +38,60 @@ def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise RecipeError(
             f"the recipe's {name} function failed with {type(error).__name__}: {error}{where}"
         ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class OwnGradient:
+    """A gradient function of the caller's own, in the place of a ``Model``; see ``Recipe``.
+
+    Hosts that train together compare its results at the initial ``weights`` for these ``rows``.
+    """
+
+    gradient: GradientOfRows | None
+    evaluate: EvaluateWeights | None
+    layout: Layout
+    weights: Vector
+    rows: SampleIndices
+    digest: str = ""
+    _one_call: Lock = field(default_factory=Lock)
+
+    def at(self, weights: Vector, rows: SampleIndices) -> tuple[float, Vector]:
+        """Return the summed loss and the mean gradient of the samples; raise RecipeError."""
+        if self.gradient is None:
+            raise RecipeError(
+                "the recipe has no gradient function, which workers and replay call; expected one, "
+                "or --workers 0 and programs that take part by dist_net.join(token)"
+            )
+        weights = weights.view()
+        weights.flags.writeable = False
+        with self._one_call:  # the functions may use their memory again
+            result = called("gradient", self.gradient, weights, rows)
+            loss_sum, gradient = checked_gradient(result, self.layout.size)
+            return loss_sum, gradient.copy()
+
+    def evaluation_at(self, weights: Vector) -> tuple[float | None, float | None]:
+        """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
+        if self.evaluate is None:
+            return None, None
+        with self._one_call:
+            return checked_evaluation(called("evaluate", self.evaluate, weights))
+
+    @cached_property
+    def facts(self) -> tuple[str, ...]:
+        """What hosts must have in common: initial weights, and their gradient or the digest."""
+        facts = [f"weights {fingerprint(self.weights)}"]
+        if self.digest:
+            facts.append(f"digest {sha256(self.digest.encode())}")
+        elif self.gradient is not None:
+            facts.append(f"gradient {fingerprint(self.at(self.weights, self.rows)[1])}")
+        return tuple(facts)
+
+    def targets(self, *_: object) -> TargetMeaning:
+        """Return that targets mean numbers: only the function knows them."""
+        return TargetMeaning()
+
+    def require_batch_size(self, batch_size: int) -> None:
+        """Accept minibatches of any size."""
 
 
 def checked_gradient(result: Any, size: int) -> tuple[float, Vector]:

@@ -11,14 +11,13 @@ from contextlib import redirect_stdout
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
-from dist_net.data.samples import SampleIndices, samples_of
+from dist_net.data.samples import samples_of
 from dist_net.errors import (
     DistNetError,
     ModelSourceError,
@@ -29,7 +28,6 @@ from dist_net.errors import (
 from dist_net.ground.checkpoint import how_to_convert
 from dist_net.ground.json_records import record_from_json
 from dist_net.ground.release import release
-from dist_net.ground.shared_facts import fingerprint
 from dist_net.ground.spelling import KnownOptions, did_you_mean
 from dist_net.ground.vector import Vector
 from dist_net.images.fitting import FITTINGS
@@ -37,10 +35,9 @@ from dist_net.nets.recipes.gradient_recipe import (
     ArrayShape,
     EvaluateWeights,
     GradientOfRows,
+    OwnGradient,
     StateOfWeights,
     called,
-    checked_evaluation,
-    checked_gradient,
     indices_as_dataset,
     layout_of,
 )
@@ -123,7 +120,6 @@ class Recipe(KnownOptions):
     buffers: Mapping[str, ArrayShape] = field(default_factory=dict)
     state_dict: StateOfWeights | None = None
     digest: str = ""
-    _one_call: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)
@@ -153,20 +149,28 @@ class Recipe(KnownOptions):
         self.layout  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property
+    def trained(self) -> Model | OwnGradient:
+        """What workers train: the network with its loss, or the gradient function."""
+        if self.network is not None:
+            return Model(self.network, self.input_shape, self.loss, self.input_dtype)
+        layout = layout_of(self.weights, self.parameters, self.buffers)
+        rows = np.linspace(0, self.samples - 1, min(self.batch_size, self.samples))
+        facts = layout, self.initial_weights(0), rows.astype(np.int64), self.digest
+        return OwnGradient(self.gradient, self.evaluate, *facts)
+
+    @property
     def model(self) -> Model:
         """The network with its input shape and its loss; raise ModelSourceError without one."""
-        if self.network is None:
-            raise ModelSourceError(
-                "the recipe has a gradient function and no network; expected a recipe with a "
-                "network. Read the weights with dist_net.load(RUN).state_dict()"
-            )
-        return Model(self.network, self.input_shape, self.loss, self.input_dtype)
+        if isinstance(self.trained, Model):
+            return self.trained
+        raise ModelSourceError(
+            "the recipe has a gradient function and no network; expected a recipe with a "
+            "network. Read the weights with dist_net.load(RUN).state_dict()"
+        )
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
-        if self.network is None:
-            return layout_of(self.weights, self.parameters, self.buffers)
-        return self.model.layout
+        return self.trained.layout
 
     def initial_weights(self, seed: int) -> Vector:
         """Return the initial parameters and buffers; the same for the same seed."""
@@ -174,56 +178,10 @@ class Recipe(KnownOptions):
             return self.weights
         return self.layout.initial(np.random.default_rng(seed))
 
-    def gradient_at(self, weights: Vector, rows: SampleIndices) -> tuple[float, Vector]:
-        """Return the summed loss and the mean gradient by ``gradient``; raise RecipeError."""
-        if self.gradient is None:
-            raise RecipeError(
-                "the recipe has no gradient function, which workers and replay call; expected one, "
-                "or --workers 0 and programs that take part by dist_net.join(token)"
-            )
-        weights = weights.view()
-        weights.flags.writeable = False
-        with self._one_call:  # the functions may use their memory again
-            result = called("gradient", self.gradient, weights, rows)
-            loss_sum, gradient = checked_gradient(result, self.layout.size)
-            return loss_sum, gradient.copy()
-
-    @cached_property
-    def gradient_facts(self) -> tuple[str, ...]:
-        """What hosts must have in common: initial weights, and their gradient or the digest.
-
-        The gradient is of evenly spread rows. Empty with a network. Raise as ``gradient_at``.
-        """
-        if self.network is not None:
-            return ()
-        weights = self.initial_weights(0)
-        facts = [f"weights {fingerprint(weights)}"]
-        if self.digest:
-            facts.append(f"digest {sha256(self.digest.encode())}")
-        elif self.gradient is not None:
-            rows = np.linspace(0, self.samples - 1, min(self.batch_size, self.samples))
-            _, gradient = self.gradient_at(weights, rows.astype(np.int64))
-            facts.append(f"gradient {fingerprint(gradient)}")
-        return tuple(facts)
-
-    def evaluation_at(self, weights: Vector) -> tuple[float | None, float | None]:
-        """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
-        if self.evaluate is None:
-            return None, None
-        with self._one_call:
-            return checked_evaluation(called("evaluate", self.evaluate, weights))
-
     def targets(self, dataset: Dataset) -> TargetMeaning:
-        """Return what the dataset's targets mean to the loss; numbers without a network."""
-        if self.network is None:
-            return TargetMeaning()
+        """Return what the dataset's targets mean to the loss."""
         given = samples_of(dataset.train_targets)
-        return self.model.targets(given.shape, given.dtype)
-
-    def require_batch_size(self, batch_size: int) -> None:
-        """Raise ``ParameterError`` if the network cannot train on minibatches of this size."""
-        if self.network is not None:
-            self.model.require_batch_size(batch_size)
+        return self.trained.targets(given.shape, given.dtype)
 
     def update_rule(
         self, optimizer: str, clip_norm: float = 0.0, average_decay: float = 0.0
@@ -305,7 +263,7 @@ class LoadedRecipe:
 
         X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
         parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``. More facts follow
-        for a gradient function: see ``Recipe.gradient_facts``. ``difference`` compares them.
+        for a gradient function: see ``OwnGradient.facts``. ``difference`` compares them.
         """
         layout = self.recipe.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
@@ -313,7 +271,8 @@ class LoadedRecipe:
         files = [content for _, content in sorted(compared.items())]
         recipe = sha256(b"\0".join([*files, shapes]))
         facts = own_release(), f"recipe {recipe}", f"data {dataset.digest()}"
-        return "; ".join((*facts, *self.recipe.gradient_facts))
+        trained = self.recipe.trained
+        return "; ".join((*facts, *(trained.facts if isinstance(trained, OwnGradient) else ())))
 
 
 @dataclass(frozen=True)

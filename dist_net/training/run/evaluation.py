@@ -158,12 +158,13 @@ class Evaluator:
 
 def evaluate_recipe(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
     """Return a function that evaluates weights; it returns None if the recipe does not say how."""
-    if recipe.network is not None:
-        return Evaluator(recipe.model, dataset)
+    trained = recipe.trained
+    if isinstance(trained, Model):
+        return Evaluator(trained, dataset)
     none = np.empty(0, np.intp)
 
     def evaluate(weights: Vector) -> Evaluation | None:
-        loss, accuracy = recipe.evaluation_at(weights)
+        loss, accuracy = trained.evaluation_at(weights)
         return None if loss is None else Evaluation(loss, 0, 0, none, none, accuracy)
 
     return evaluate

@@ -150,7 +150,7 @@ class SingleProcess:
         self._recipe, self._batches = recipe, batches
         self._first_order = first_order
         self._samples = (batches.steps if batches else 1) * len(dataset.train_targets)
-        recipe.require_batch_size(min(recipe.batch_size, self._samples))
+        recipe.trained.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
         step = BatchStep(batches, recipe.model, dataset, seed, threads) if batches else None
         local = local_steps(recipe, dataset, settings, threads, step, self._samples)

@@ -115,7 +115,7 @@ class RunOptions:
                 "bits='portable' for a recipe with its own gradient function, whose library "
                 "chooses its own kernels; expected a recipe with a network, or bits='fast'"
             )
-        recipe.require_batch_size(min(chosen["batch_size"], data.samples))
+        recipe.trained.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(
             recipe=loaded.reference,
             recipe_digest=data.digest,

@@ -152,12 +152,11 @@ def gradient_function(
     recipe: Recipe, dataset: Dataset, seed: int, threads: int = 1
 ) -> GradientFunction:
     """Return the gradient function of a recipe's network, or its own."""
-    if recipe.network is not None:
-        return TrainingStep(recipe.model, dataset, seed, threads)
+    trained = recipe.trained
+    if isinstance(trained, Model):
+        return TrainingStep(trained, dataset, seed, threads)
     rows = ShuffledRows(seed, recipe.samples)
-    return lambda weights, minibatch: MinibatchGradient(
-        *recipe.gradient_at(weights, rows.of(minibatch))
-    )
+    return lambda weights, minibatch: MinibatchGradient(*trained.at(weights, rows.of(minibatch)))
 
 
 def local_steps(

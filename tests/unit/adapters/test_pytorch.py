@@ -42,7 +42,7 @@ def test_a_step_is_the_modules_own_with_its_buffers(module) -> None:
     recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
     mean = nn.functional.cross_entropy(own(INPUTS[ROWS]), LABELS[ROWS])
     mean.backward()
-    loss_sum, gradient = recipe.gradient_at(recipe.weights, ROWS)
+    loss_sum, gradient = recipe.trained.at(recipe.weights, ROWS)
     assert loss_sum == mean.item() * 4
     expected = [each.grad for each in own.parameters()]
     expected += [own[1].running_mean, own[1].running_var, own[1].num_batches_tracked.float()]
@@ -60,9 +60,9 @@ def test_the_buffers_of_several_steps_are_the_modules_own(module, momentum: floa
     recipe = Task(module, nn.functional.cross_entropy, DATA, DATA).recipe()
     weights = recipe.weights.copy()
     for rows in np.split(np.arange(40), 5):
-        _, gradient = recipe.gradient_at(weights, rows)
+        _, gradient = recipe.trained.at(weights, rows)
         weights[-9:] = gradient[-9:]
-        recipe.evaluation_at(recipe.weights)
+        recipe.trained.evaluation_at(recipe.weights)
         own(INPUTS[rows])
     state = recipe.state_dict(weights)
     assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
@@ -86,18 +86,18 @@ def test_rows_are_only_read(module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
-        recipe.gradient_at(recipe.weights, rows)
+        recipe.trained.at(recipe.weights, rows)
 
 
 def test_a_gradient_is_a_function_of_weights_and_rows_even_with_dropout(module) -> None:
     task = Task(nn.Sequential(nn.Dropout(0.5), module), nn.functional.cross_entropy, DATA, DATA)
     recipe = task.recipe()
-    gradients = [recipe.gradient_at(recipe.weights, ROWS)[1].copy()]
-    recipe.gradient_at(-recipe.weights, ROWS[::-1].copy())
-    recipe.evaluation_at(-recipe.weights)
-    gradients.append(recipe.gradient_at(recipe.weights, ROWS)[1].copy())
+    gradients = [recipe.trained.at(recipe.weights, ROWS)[1].copy()]
+    recipe.trained.at(-recipe.weights, ROWS[::-1].copy())
+    recipe.trained.evaluation_at(-recipe.weights)
+    gradients.append(recipe.trained.at(recipe.weights, ROWS)[1].copy())
     np.testing.assert_array_equal(*gradients)
-    assert not np.array_equal(recipe.gradient_at(recipe.weights, ROWS[:2])[1], gradients[0])
+    assert not np.array_equal(recipe.trained.at(recipe.weights, ROWS[:2])[1], gradients[0])
 
 
 def test_the_state_dict_is_the_modules_and_frozen_arrays_stay(module) -> None:
@@ -105,7 +105,7 @@ def test_the_state_dict_is_the_modules_and_frozen_arrays_stay(module) -> None:
     module.register_buffer("mask", torch.tensor([0, -torch.inf]))
     first = copy.deepcopy(module.state_dict())
     recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
-    _, gradient = recipe.gradient_at(recipe.weights, ROWS)
+    _, gradient = recipe.trained.at(recipe.weights, ROWS)
     state = recipe.state_dict(gradient)
     assert state.keys() == first.keys()
     for name in ("0.weight", "mask"):
@@ -118,10 +118,10 @@ def test_classes_have_an_accuracy_and_numbers_have_none(module) -> None:
     recipe = Task(module, nn.functional.cross_entropy, DATA, DATA).recipe()
     module.eval()
     right = (module(INPUTS).argmax(1) == LABELS).float().mean().item()
-    assert recipe.evaluation_at(recipe.weights)[1] == pytest.approx(right)
+    assert recipe.trained.evaluation_at(recipe.weights)[1] == pytest.approx(right)
     pairs = [(image, image.mean().repeat(3)) for image in INPUTS]
     recipe = Task(module, nn.functional.mse_loss, pairs, pairs).recipe()
-    loss, accuracy = recipe.evaluation_at(recipe.weights)
+    loss, accuracy = recipe.trained.evaluation_at(recipe.weights)
     assert (loss > 0, accuracy) == (True, None)
 
 

@@ -30,7 +30,7 @@ def test_parameters_precede_buffers_whose_next_values_the_function_returns(recip
     rule = recipe.update_rule("SGD()")
     state = rule.initial(recipe.initial_weights(0))
     following = np.empty_like(state)
-    _, gradient = recipe.gradient_at(state[:10], ROWS)
+    _, gradient = recipe.trained.at(state[:10], ROWS)
     rule.step(state, gradient, 0.5, following)
     np.testing.assert_array_equal(following[:5], -0.5 * gradient[:5])
     np.testing.assert_array_equal(following[5:10], gradient[5:])
@@ -85,13 +85,13 @@ def test_another_result_than_a_loss_and_a_gradient_is_refused(
     recipe: Recipe, result: Any, named: list[Any]
 ) -> None:
     with pytest.raises(RecipeError, match=naming(*named)):
-        replace(recipe, gradient=lambda *_: result).gradient_at(np.zeros(10, np.float32), ROWS)
+        replace(recipe, gradient=lambda *_: result).trained.at(np.zeros(10, np.float32), ROWS)
 
 
 @pytest.mark.parametrize("result", [0.5, {"test_accuracy": 1.0}, {"test_loss": "low"}])
 def test_another_evaluation_is_refused(recipe: Recipe, result: Any) -> None:
     with pytest.raises(RecipeError, match=naming("test_loss")):
-        replace(recipe, evaluate=lambda _: result).evaluation_at(np.zeros(10, np.float32))
+        replace(recipe, evaluate=lambda _: result).trained.evaluation_at(np.zeros(10, np.float32))
 
 
 def test_a_function_that_fails_or_writes_to_the_weights_is_named(recipe: Recipe) -> None:
@@ -100,14 +100,14 @@ def test_a_function_that_fails_or_writes_to_the_weights_is_named(recipe: Recipe)
 
     for function, named in ((writes, "read-only"), (lambda *_: 1 // 0, "ZeroDivisionError")):
         with pytest.raises(RecipeError, match=naming("gradient", named)):
-            replace(recipe, gradient=function).gradient_at(np.zeros(10, np.float32), ROWS)
+            replace(recipe, gradient=function).trained.at(np.zeros(10, np.float32), ROWS)
     with pytest.raises(RecipeError, match=naming("join")):
-        replace(recipe, gradient=None).gradient_at(np.zeros(10, np.float32), ROWS)
+        replace(recipe, gradient=None).trained.at(np.zeros(10, np.float32), ROWS)
 
 
 def test_hosts_compare_initial_weights_and_the_gradient_of_some_rows(recipe: Recipe) -> None:
     def facts(**changed: Any) -> str:
-        return "; ".join(replace(recipe, **changed).gradient_facts)
+        return "; ".join(replace(recipe, **changed).trained.facts)
 
     def other_samples(weights: Any, rows: Any) -> Any:
         assert recipe.gradient is not None
