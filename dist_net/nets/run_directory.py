@@ -265,7 +265,6 @@ class RunDirectory:
 
 
 def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDirectory]:
-    """Return the runs in these directories, the last written first."""
     written: list[tuple[float, RunDirectory]] = []
     for run in (RunDirectory(path) for parent in parents for path in parent.glob("*")):
         with suppress(RunDirectoryError):

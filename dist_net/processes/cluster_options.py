@@ -94,7 +94,6 @@ class ListenOptions:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the options of a command line that starts a run."""
         listen = tuple(arguments.listen)
         return cls(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
 
@@ -156,7 +155,6 @@ class ListenOptions:
     def _lines_for_standby(
         self, keys: Path | None, bound: Sequence[str], directory: Path | None
     ) -> list[str]:
-        """Return lines on a token for a standby of a run."""
         token = None if self.kind != TRAINING else self.token(keys, bound, STANDBY_OF_RUN)
         if token is None:
             return []
@@ -182,5 +180,4 @@ def pasted(token: JoinToken) -> str:
 
 
 def until(token: JoinToken) -> str:
-    """Return the time when a token expires, in local time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(token.expires_s))

@@ -133,7 +133,6 @@ class StartReports(AbstractContextManager["StartReports"]):
         self.close()
 
     def close(self) -> None:
-        """Report nothing more."""
         self._is_over.set()
         self._thread.join()
 

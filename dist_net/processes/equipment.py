@@ -35,7 +35,6 @@ _ENVIRONMENT = {
 
 
 def environment_of(bits: str) -> Mapping[str, str]:
-    """Return the environment variables of a process that computes with these bits."""
     return _ENVIRONMENT if bits == PORTABLE else {}
 
 
@@ -46,7 +45,6 @@ def python_with(bits: str) -> list[str]:
 
 
 def blas_libraries() -> list[str]:
-    """Return the loaded BLAS libraries: names, versions and kernels."""
     return sorted(
         {
             f"{each['internal_api']} {each['version']}"
@@ -74,7 +72,6 @@ def with_bits(digest: str, bits: str) -> str:
 
 
 def bits_in(digest: str) -> str:
-    """Invert ``with_bits``."""
     return PORTABLE if digest.endswith(with_bits("", PORTABLE)) else FAST
 
 

@@ -82,7 +82,6 @@ class ForkingProcesses(LocalProcesses):
         return RunningChild(spec.name, self._logs, process)
 
     def stop_forking(self) -> None:
-        """Kill the fork server; forked processes keep running."""
         if self._child is None:
             return
         child, self._child = self._child, None
@@ -108,7 +107,6 @@ class ForkingProcesses(LocalProcesses):
 
     @property
     def _is_free(self) -> bool:
-        """Whether the fork server has answered each message."""
         return self._answer_by_s == math.inf
 
     def cancel(self, process: "_ForkedProcess") -> None:

@@ -68,13 +68,10 @@ class ProcessSpec:
     bits: str = FAST
 
     def words(self, given: Mapping[Given, str]) -> list[str]:
-        """Return the arguments, with the values for each ``Given``."""
         return [given[word] if isinstance(word, Given) else word for word in self.arguments]
 
 
 class Process(Protocol):
-    """The methods of ``Popen`` in use."""
-
     @property
     def pid(self) -> int: ...
 
@@ -100,8 +97,6 @@ def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
 
 
 class RunningChild:
-    """A process with the output files of ``outputs``."""
-
     def __init__(self, name: str, logs: Path, process: Process) -> None:
         self.name = name
         self.said, self.log = output_files(name, logs)
@@ -166,7 +161,6 @@ class RunningChild:
         return rest if word == LOADING else ""
 
     def require_running(self) -> None:
-        """Raise ProcessFailedError if it has ended."""
         if self.exit_code is not None:
             raise self.failure()
 
@@ -184,17 +178,14 @@ class RunningChild:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has ended with its host."""
         return bool(getattr(self._process, "lost", ""))
 
     @property
     def waits_for_room(self) -> bool:
-        """Whether it waits for a free CPU of the cluster."""
         return getattr(self._process, "waits", False)
 
     @property
     def last_words(self) -> str:
-        """The reason that it printed, else its exit code."""
         if reasons := self.printed(FAILED):
             return reasons[-1]
         return getattr(self._process, "lost", "") or f"it ended with code {self.exit_code}"
@@ -215,7 +206,6 @@ class RunningChild:
         self._process.terminate()
 
     def kill(self) -> None:
-        """Kill it, and wait for its end."""
         self.kill_soon()
         self.wait(math.inf)
 
@@ -279,7 +269,6 @@ def end(children: Sequence[RunningChild], grace_s: float) -> None:
 
 
 def parent_option() -> tuple[str, str]:
-    """Return the option by which a started process ends with this one."""
     return "--parent", str(os.getpid())
 
 

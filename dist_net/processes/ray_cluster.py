@@ -102,12 +102,10 @@ class RayProcess:
         return not self.is_placed and self.poll() is None and time.monotonic() > late_s
 
     def drop(self) -> None:
-        """Let Ray end it, without waiting for a report."""
         if self.poll() is None:
             self._end(LOST)
 
     def send(self, number: int) -> None:
-        """Send a signal if it runs."""
         self._hear(0.0)
         if self._exit_code is None and self.is_placed:
             self._actor.signal.remote(number)
@@ -245,7 +243,6 @@ class RayCluster(LocalProcesses):
         return self._place.near if self._place.node == self._node else self._place.beyond
 
     def serve_at(self, near: str, beyond: str) -> None:
-        """Set the addresses of this process, which is the server."""
         self._place = ServerPlace(self._node, near, beyond)
 
     def start(self, spec: ProcessSpec) -> RunningChild:
@@ -380,7 +377,6 @@ class RayCluster(LocalProcesses):
         self._keeper = self._server = None
 
     def _server_keys(self) -> dict[str, bytes]:
-        """Return the server's keys and its list of allowed peers."""
         root = self._keys
         return contents(root, *root.glob("server.*"), *root.glob("*s/*.key"))
 

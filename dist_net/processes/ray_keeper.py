@@ -150,7 +150,6 @@ class ProcessKeeper:
                 self._process.send_signal(number)
 
     def close(self) -> None:
-        """Remove the private directory."""
         self._stack.close()
 
     def _new(self, which: int, file: Path) -> tuple[bytes, bool]:

@@ -107,7 +107,6 @@ class Supervisor:
 
     @property
     def children(self) -> list[RunningChild]:
-        """The newest process of each spec."""
         return [each.child for each in (*self._servers, *self._workers)]
 
     @property
@@ -116,7 +115,6 @@ class Supervisor:
 
     @property
     def ended_workers(self) -> list[SupervisedProcess]:
-        """Workers that have ended and are not restarted."""
         return [each for each in self._workers if each.is_over]
 
     @property
@@ -145,7 +143,6 @@ class Supervisor:
             return max(0.0, min([self._launcher.poll(), *due_s]))
 
     def restart_workers(self) -> None:
-        """Kill all workers, and start as many."""
         with self._lock:
             end(self.workers, 0.0)
             self._start_workers()

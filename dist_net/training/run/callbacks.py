@@ -113,7 +113,6 @@ class EarlyStopping:
         return result.epoch - self.best.epoch >= max(self.patience, 1)
 
     def at_end(self, model: Model) -> None:
-        """Restore the best weights."""
         if self.best_weights is not None:
             model.weights = self.best_weights
 

@@ -127,7 +127,6 @@ class Evaluator:
         self._batches: dict[int, EvaluationBatch] = {}
 
     def __call__(self, weights: Vector) -> Evaluation:
-        """Evaluate a copy of these weights."""
         self._weights[...] = weights
         samples, meaning = len(self._targets), self._meaning
         labels, answers = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
@@ -210,7 +209,6 @@ class BestWeights:
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether ``patience`` evaluations in a row have shown no progress."""
         return 0 < (self._patience or 0) <= self._without_progress
 
     def take(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> bool:
@@ -329,7 +327,6 @@ class PeriodicEvaluation:
         self.stop_reason = reason or self.stop_reason
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
-        """Return whether these weights are the best so far, and were written."""
         score = evaluation.accuracy, evaluation.loss
         try:
             return best.take(*score, snapshot.version, snapshot.weights)

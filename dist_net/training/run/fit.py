@@ -162,7 +162,6 @@ class SingleProcess:
         self._has_accuracy = recipe.targets(dataset).classes > 0
 
     def close(self) -> None:
-        """End the workers."""
         self._local.close()
 
     @property

@@ -57,7 +57,6 @@ class WorkerSteps(LocalSteps):
         self._blas = threadpool_limits(1)  # forked processes inherit it
 
     def close(self) -> None:
-        """End the processes."""
         if self._processes is not None:
             self._processes.close()
         self._blas.restore_original_limits()

@@ -297,7 +297,6 @@ class LocalRun:
         return ["--resume"] if self._directory.has_begun else []
 
     def _server_of_workers(self) -> Sequence[Word]:
-        """Return the arguments by which a worker connects to the server."""
         return self._launcher.worker_options
 
     def _worker(self, name: str) -> ProcessSpec:
@@ -497,7 +496,6 @@ def checkpoint_grace_s(checkpoint: Path) -> float:
 
 
 def with_port_of(listen: str, contact: str) -> str:
-    """Return the listen address with the chosen port, which the contact address has."""
     if not listen.endswith(":0"):
         return listen
     return f"{listen.removesuffix('0')}{contact.rpartition(':')[2]}"

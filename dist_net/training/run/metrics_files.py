@@ -68,7 +68,6 @@ class MetricsFiles:
             self._keep(self._event_files[record["kind"]], _event(record))
 
     def _write(self) -> None:
-        """Append all content that the disk has room for."""
         self.error = None
         for path, content in list(self._unwritten.items()):
             try:

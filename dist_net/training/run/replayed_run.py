@@ -81,7 +81,6 @@ class Replay:
         self._kept[self.version] = self._run.store.state
 
     def _look_ahead(self) -> dict[int, int]:
-        """Return the last version that was computed from the state of each version."""
         needed_until = {}
         for record in self._journal.records():
             if isinstance(record, Applied) and record.version > self._first:

@@ -88,7 +88,6 @@ class RunOptions:
             object.__setattr__(self, "keeps_best", True)
 
     def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        """Return these options for a run of this recipe on its dataset."""
         data = DatasetFacts.from_dataset(loaded, dataset, self.bits)
         if self.data is not None and difference(data.digest, self.data.digest) is None:
             data = self.data  # its fingerprints may be of another machine, and round differently
@@ -145,7 +144,6 @@ class RunOptions:
         return replace(chosen, weight_decay=self.weight_decay)
 
     def replaced_by(self, **given: Any) -> Self:
-        """Return these options with the values of ``given`` that are not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> str:

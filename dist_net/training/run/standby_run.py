@@ -98,7 +98,6 @@ class StandbyRun(LocalRun):
         return report
 
     def _copied(self) -> Snapshot:
-        """Return the weights of the copy on this host's disk."""
         checkpoint = read_checkpoint(self._directory.checkpoint)
         run = RunState.resumed(self._settings, checkpoint)
         samples = run.ledger.applied_samples
@@ -106,7 +105,6 @@ class StandbyRun(LocalRun):
 
 
 def run_on(host: RunHost, *of_run: Any) -> LocalRun:
-    """Return the run of this host, which follows another's or not."""
     return (LocalRun if host.follows is None else StandbyRun)(host, *of_run)
 
 

@@ -112,7 +112,6 @@ class TrainingProgress:
         self._line(f"its state: {command_line('status', address, '--keys', keys)}", "dim")
 
     def loads(self, children: Sequence[RunningChild]) -> None:
-        """Print what each process is loading, once."""
         for child in children:
             text = f"{child.name} is loading {child.is_loading}"
             if child.is_loading and text not in self._shown:
@@ -192,7 +191,6 @@ class RunNotices:
         self._next_event = 0, 0  # of a term
 
     def notify_changes(self, report: dict[str, Any]) -> None:
-        """Notify of the changes since the report before."""
         for kind, when_over in WARNINGS.items():
             warning = report[kind]
             before = self._open.pop(kind, None) if when_over else self._last.get(kind)
@@ -220,5 +218,4 @@ class RunNotices:
 
     @property
     def warnings(self) -> list[str]:
-        """The last warning of each kind."""
         return list(self._last.values())

@@ -62,8 +62,6 @@ MAX_WAIT_S = 0.2
 
 
 class SendToServer(NamedTuple):
-    """Send the message to the server."""
-
     message: Message
 
 
@@ -305,7 +303,6 @@ class WorkerCycle:
         return self._rejoin(reason, now)
 
     def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
-        """Try to join as a new worker over a fresh connection."""
         if self._left_s <= 0:
             raise ServerLostError(
                 f"the parameter server at {self._address} is lost: {reason}; it ended, or the "

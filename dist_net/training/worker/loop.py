@@ -67,9 +67,7 @@ class Environment(Protocol):
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
 
     @property
-    def shares_memory(self) -> bool:
-        """Whether memory of the server can be mapped."""
-        ...
+    def shares_memory(self) -> bool: ...
 
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
         """Map vectors of the server. Raise ``SegmentError`` if they cannot be mapped."""
@@ -77,8 +75,6 @@ class Environment(Protocol):
 
 
 class ProcessEnvironment:
-    """The environment of a real process."""
-
     def __init__(self, server: ServerAccess, shares_memory: bool) -> None:
         self._given = self._server = server
         self._hang_ups_s = SETTLED_S

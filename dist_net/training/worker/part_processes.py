@@ -156,7 +156,6 @@ class PartProcesses(LocalSteps):
             raise
 
     def close(self) -> None:
-        """End the processes."""
         for channel in self._channels:
             channel.close()
         for process in self._processes:
