@@ -39,19 +39,11 @@ from dist_net.processes.own_directory import announce, open_logs, temporary_dire
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, plain_console
 from dist_net.processes.token_arguments import token_given
-from dist_net.training.run.joined_run import (
-    JoinedRun,
-    JoinedRunSettings,
-    offered_by,
-)
+from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
 from dist_net.training.run.local_run import LocalRunSettings, RunHost
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
-from dist_net.wire.security import (
-    STANDBY,
-    load_peer_keys,
-    write_peer_keys,
-)
+from dist_net.wire.security import STANDBY, load_peer_keys, write_peer_keys
 from dist_net.wire.standbys import standbys_in
 from dist_net.wire.token import STANDBY_OF_RUN, TRAINING, JoinToken
 from dist_net.wire.token_exchange import join_by_token

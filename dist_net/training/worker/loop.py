@@ -32,13 +32,7 @@ from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minib
 from dist_net.wire.address import contact_address
 from dist_net.wire.handshakes import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
-from dist_net.wire.messages import (
-    Join,
-    Message,
-    SegmentAddress,
-    StepSettings,
-    Welcome,
-)
+from dist_net.wire.messages import Join, Message, SegmentAddress, StepSettings, Welcome
 from dist_net.wire.packing import StatePacking
 from dist_net.wire.segment import BASE, RESULT, Segment, SharedVectors, available
 from dist_net.wire.standbys import Standby
