@@ -163,7 +163,7 @@ def _stand_by(arguments: argparse.Namespace, server: ServerAccess) -> int:
 
 
 def local_data(data: str | None, opened: ExitStack) -> Path | None:
-    """Return the path of the data, or of a copy of what a URL names, until ``opened`` is closed.
+    """Return the path of the data, or of a URL's copy, which exists until ``opened`` is closed.
 
     Raise MissingExtraError without fsspec, and DatasetError if the URL cannot be read.
     """

@@ -91,7 +91,7 @@ class BuiltInOrigin(RecipeOrigin):
 
 
 class ImagesOrigin(RecipeOrigin):
-    """A folder of images, whose recipe is data."""
+    """A folder of images; its recipe is data."""
 
     is_code = False
 
@@ -143,7 +143,7 @@ def origin_of(reference: str) -> RecipeOrigin:
 
 
 def is_image_folder(recipe: str | Path) -> bool:
-    """Return whether a user who names this recipe means a folder of images."""
+    """Return whether the recipe that a user names is a folder of images."""
     return str(recipe) not in recipe_names() and Path(recipe).is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Options of a cluster's commands: where its processes run, which server they use, who may join."""
+"""Options of a cluster's commands: the place of processes, their server, and how hosts join it."""
 
 import argparse
 import secrets

@@ -164,7 +164,7 @@ def raise_descriptor_limit() -> None:
 def limit_memory(more_bytes: float, *, is_final: bool = False) -> None:
     """Let this process reserve ``more_bytes`` beside its memory; infinity removes the limit.
 
-    A limit that ``is_final`` cannot be raised. Without Linux's /proc there is no limit.
+    A limit that ``is_final`` cannot be raised. Without Linux's /proc it has no effect.
     """
     limit = hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What this process computes with: its cores, its BLAS, and the kernels that decide about rounding.
+"""The cores, the BLAS and the kernels of this process; kernels decide how results are rounded.
 
 OpenBLAS, NumPy and numba choose kernels for the processor, when they are loaded. With the bits
 ``portable``, they use those of Haswell (2013), for AVX2 and FMA: the results are then the same on
@@ -78,7 +78,7 @@ def bits_in(digest: str) -> str:
 def kernel_digest(shapes: Iterable[Sequence[int]]) -> int:
     """Return a digest of fixed products and elementwise operations, by this process's kernels.
 
-    ``shapes``: those of the parameters, which the products have, up to ``_LARGEST`` in each
+    ``shapes``: of the parameters, and so of the products, up to ``_LARGEST`` in each
     direction. Processes whose digests are equal round alike, as far as these operations show, and
     both have numba's loops, or neither has.
     """

@@ -1,4 +1,4 @@
-"""Start a pool's processes by a fork server, whose own part is ``fork_on_orders``.
+"""Start a pool's processes by a fork server, which runs ``fork_on_orders``.
 
 Forked processes share the memory of the modules that the fork server has imported. Orders arrive on
 a Unix socket, one at a time. A forked process becomes a child of the process that sent the order,
@@ -49,7 +49,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class ForkingProcesses(LocalProcesses):
-    """A launcher whose process ``fork_server`` forks the others, if this one ``can_adopt`` them.
+    """A launcher: its process ``fork_server`` forks all others, if this one ``can_adopt`` them.
 
     See ``fork_on_orders`` for ``module``. Forked processes become children of this process. A fork
     server that is started after another has ended receives the orders that are pending.
@@ -235,7 +235,7 @@ def _fork(orders: socket.socket, outputs: Sequence[int], name: str, run: Callabl
 
 
 def _set_up(orders: socket.socket, outputs: Sequence[int], name: str, intermediate: int) -> None:
-    """Give the new process its own process group and outputs, and announce it once adopted."""
+    """Set the process group and the outputs of the new process; announce it once adopted."""
     os.setpgid(0, 0)
     for target, descriptor in enumerate(outputs, 1):
         os.dup2(descriptor, target)

@@ -150,7 +150,7 @@ class RunningChild:
 
     @property
     def listens_as_standby(self) -> list[str] | None:
-        """Where it listens while it follows a run of another host; None before, and afterwards."""
+        """The addresses of a standby while it follows a run; None before, and afterwards."""
         said = self.printed(STANDBY)
         return shlex.split(said[-1]) if said and not self.printed(READY) else None
 

@@ -70,7 +70,7 @@ def announced_keys(address: str) -> Path | None:
 
 @contextmanager
 def log_directory(parent: Path, prefix: str) -> Iterator[Path]:
-    """Create a log directory; of those of ended processes, keep ``LOGS_KEPT``. Raise OSError."""
+    """Create a log directory; keep ``LOGS_KEPT`` of ended processes. Raise OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, prefix, kept=LOGS_KEPT)
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

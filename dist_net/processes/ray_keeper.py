@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     """A report on a process: its new output and, after the last output, its exit code.
 
     ``is_shortened``: the log was cut since the last report, and ``logged`` is its whole content.
-    ``left``: what a server leaves in a private run directory at its end, by name.
+    ``left``: files by name that a server leaves in a private run directory at its end.
     """
 
     process_id: int
@@ -59,7 +59,7 @@ def contents(root: Path, *files: Path) -> dict[str, bytes]:
 
 
 class ProcessKeeper:
-    """Run one process on the node ``node``, whose IP address is ``host``.
+    """Run one process on the node ``node``, with the IP address ``host``.
 
     It writes the files of ``keys`` to a private directory. ``watch`` may run beside other methods.
     """
@@ -165,7 +165,7 @@ class ProcessKeeper:
 
 
 class KeeperActor(ProcessKeeper):
-    """``ProcessKeeper`` as a Ray actor; asks Ray for its node."""
+    """``ProcessKeeper`` as a Ray actor, which requests its node from Ray."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         import ray

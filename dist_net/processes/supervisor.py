@@ -1,4 +1,4 @@
-"""Start the processes of a cluster, restart those that die, and end them together."""
+"""Start the processes of a cluster, restart dead processes, and end all together."""
 
 import threading
 import time

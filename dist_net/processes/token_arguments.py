@@ -86,7 +86,7 @@ def reveal_tokens(words: Sequence[str]) -> list[str]:
 
 
 def own_words() -> list[str]:
-    """Return this process's arguments; if they show a token, ``exec`` with hidden ones first."""
+    """Return this process's arguments; if they show a token, ``exec`` with a hidden token first."""
     words, descriptors = hide_tokens(sys.orig_argv[1:])
     if descriptors:
         for each in descriptors:

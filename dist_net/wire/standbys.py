@@ -1,7 +1,7 @@
 """Where a run's server may be: the standbys that could replace it, and the order to try them. Pure.
 
-The server sends the list as one text, ``ADDRESS KEY ADDRESS KEY ...``, to everyone who stays in
-touch with it. A key is a standby's public key in Z85, or NO_KEY.
+The server sends the list as one text, ``ADDRESS KEY ADDRESS KEY ...``, to all peers in touch
+with it. A key is a standby's public key in Z85, or NO_KEY.
 """
 
 import math
@@ -16,7 +16,7 @@ PATIENCE = 3
 all its workers would leave at once."""
 
 RANDOM_BITS, STARTS_BITS = 32, 16
-"""Of a term, from the last bit on: random ones, the starts in place, and then the takeovers."""
+"""Bits of a term, from the last on: random bits, the starts in place, and then the takeovers."""
 
 NO_KEY = "-"
 KEY_LENGTH = 40  # in Z85
@@ -31,7 +31,7 @@ class Standby(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What distinguishes it from others; a restarted one may have another address."""
+        """The key, or else the address; a restarted standby may have another address."""
         return self.public_key or self.address
 
 

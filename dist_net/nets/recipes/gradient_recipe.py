@@ -78,7 +78,7 @@ class OwnGradient:
 
     @cached_property
     def facts(self) -> tuple[str, ...]:
-        """What hosts must have in common: initial weights, and their gradient or the digest."""
+        """The facts that all hosts share: initial weights, and their gradient or the digest."""
         facts = [f"weights {fingerprint(self.weights)}"]
         if self.digest:
             facts.append(f"digest {sha256(self.digest.encode())}")
@@ -160,7 +160,7 @@ def layout_of(
 
 
 def indices_as_dataset(samples: int) -> Dataset:
-    """Return a dataset whose inputs are the indices of the samples, which a gradient reads."""
+    """Return a dataset of the samples' indices, which a gradient function reads."""
     rows = np.arange(samples)
     targets = np.broadcast_to(np.float32(0), (samples,))
     return Dataset("rows", rows, targets, rows[:1], targets[:1])

@@ -39,7 +39,7 @@ class EpochResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures by Keras's names; those of validation begin with ``val_``."""
+        """The figures by Keras's names; the names of validation figures begin with ``val_``."""
         figures = {"loss": self.loss, "accuracy": self.accuracy}
         if self.validation is not None:
             figures |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
@@ -179,7 +179,7 @@ def require_monitors(
     names: Sequence[str] = ("loss", "accuracy"),
     has_validation: bool = True,
 ) -> None:
-    """Raise SettingError, before training, for a callback whose metric no epoch will have."""
+    """Raise SettingError, before training, for a callback with a metric that no epoch has."""
     known = [*names, *(f"val_{name}" for name in names if has_validation)]
     for each in callbacks:
         monitor = getattr(each, "monitor", known[0])

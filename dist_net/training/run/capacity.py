@@ -28,7 +28,7 @@ TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 class Network(NamedTuple):
-    """The rate of the server's interface, per direction, and the one-way latency to the workers."""
+    """The rate of the server's interface, per direction, and the latency to a worker, one way."""
 
     bytes_per_s: float
     latency_s: float

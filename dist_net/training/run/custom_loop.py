@@ -55,7 +55,7 @@ def join(
     timeout_s: float = REACH_WITHIN_S,
     data: str | Path | None = None,
 ) -> Iterator[LeasedMinibatch]:
-    """Take part in the run of a token; yield each minibatch, whose gradient the caller pushes.
+    """Take part in the run of a token; yield each minibatch; the caller pushes its gradient.
 
     The iteration ends with the run; a caller that leaves it leaves the run. The run's recipe
     supplies the optimizer and the layout. It is Python code, which runs on this host only if the

@@ -164,7 +164,7 @@ class Evaluator:
 
 
 def evaluate_recipe(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
-    """Return a function that evaluates weights; it returns None if the recipe does not say how."""
+    """Return a function that evaluates weights; it returns None if the recipe has none."""
     trained = recipe.trained
     if isinstance(trained, Model):
         return Evaluator(trained, dataset)
@@ -276,7 +276,7 @@ class PeriodicEvaluation:
         evaluate = evaluate_recipe(recipe, dataset)
         self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
         self._evaluate = None if judge else evaluate
-        self._taken = self._version = -1  # the version taken last, and that of ``evaluation``
+        self._taken = self._version = -1  # versions: taken last; of ``evaluation``
         self._samples_per_epoch = len(dataset.train_targets)
         self._best = best
         self._metrics = metrics
@@ -285,7 +285,7 @@ class PeriodicEvaluation:
         self._next_s = 0.0
 
     def resume(self, samples: int) -> None:
-        """Continue after ``samples``, whose epochs are not evaluated again."""
+        """Continue after ``samples``; their epochs are not evaluated again."""
         self._epochs = samples // self._samples_per_epoch
         self._taken = self._version = -1
 
@@ -304,7 +304,7 @@ class PeriodicEvaluation:
         return self.evaluation
 
     def take(self, snapshot: Snapshot) -> None:
-        """Evaluate and record these weights, if the recipe says how, unless they were taken."""
+        """Evaluate and record these weights, if the recipe can, unless they were taken."""
         if snapshot.version == self._taken:
             return
         self._taken = snapshot.version

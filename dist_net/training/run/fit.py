@@ -69,7 +69,7 @@ class Batches:
     """The batches of an iterable, or of a function that returns one, in their order.
 
     An epoch has ``steps`` of them; None: the length of the iterable. Where an iteration ends,
-    another begins. ``samples`` counts those that were taken. Raise the errors of ``pairs``.
+    another begins. ``samples`` counts the samples taken. Raise the errors of ``pairs``.
     """
 
     def __init__(self, model: Model, batches: Iteration, steps: int | None) -> None:

@@ -56,7 +56,7 @@ def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
 
 
 class JoinedRun:
-    """This host's part in a ``run`` whose server has admitted it.
+    """This host's part in a ``run``; the server has admitted it.
 
     ``directory`` holds keys and recipe, see ``OfferedRecipe.keep``; ``logs``, the processes' logs.
     """

@@ -158,7 +158,7 @@ class RunHost:
 
 
 class LocalRun:
-    """A run whose server is on this host; a standby's is a ``StandbyRun``.
+    """A run with its server on this host. A standby has a ``StandbyRun``.
 
     ``options``: returned by ``RunOptions.on``. ``judge`` evaluates instead of the recipe.
     """
@@ -396,7 +396,7 @@ class LocalRun:
             self._launcher.announce(listening.known_as(addresses[1:]), self._keys)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drop records after its checkpoint, and those that the server repeats."""
+        """After a resume, drop records that the server repeats, or that its checkpoint lacks."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
         records = self._directory.read_metrics()
         kept = [
@@ -438,7 +438,7 @@ class LocalRun:
     def _await_end(
         self, observer: Observer, server: RunningChild, report: dict[str, Any]
     ) -> dict[str, Any]:
-        """Wait for the server's end, and show for whom it waits; return the last report."""
+        """Wait for the server's end, and show which hosts it waits for; return the last report."""
         grace_s, shown_s = checkpoint_grace_s(self._directory.checkpoint), -math.inf
         until_s = time.monotonic() + grace_s
         try:
@@ -478,7 +478,7 @@ def worker_process(
 ) -> ProcessSpec:
     """Return a worker of the run in ``directory``, which waits for its server without a limit.
 
-    ``more`` of its options replace these. The user has been asked whether to trust the recipe.
+    ``more`` of its options replace these. The user has confirmed the recipe by then.
     """
     words = "--run-dir", directory, *server, "--name", name, "--threads", str(threads), TRUST
     waits = "--bits", bits, "--timeout", "inf", "--rejoin-timeout", "inf"
@@ -487,7 +487,7 @@ def worker_process(
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:
-    """Return the time to allow for the last checkpoint, by the size of the one before."""
+    """Return the time to allow for the last checkpoint, by the size of the checkpoint before."""
     try:
         size_bytes = checkpoint.stat().st_size
     except OSError:  # there was none yet

@@ -52,7 +52,7 @@ class MetricsFiles:
             raise FileWriteError(f"too many metrics are kept in memory: {self.error}")
 
     def replace(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all records; if that raises RunDirectoryError, the old ones remain."""
+        """Replace all records; if that raises RunDirectoryError, the old records remain."""
         records = list(records)
         with self._directory.replacing(self._directory.metrics) as file:
             file.write_bytes(b"".join(map(_line, records)))

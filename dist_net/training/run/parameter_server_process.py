@@ -165,7 +165,7 @@ class ServedRun:
             if is_first:
                 lines, newline, _ = directory.metrics.read_text(encoding="utf-8").rpartition("\n")
                 facts["metrics"] = lines + newline
-        with suppress(KeyFileError):  # an unreadable file admits no peer here either
+        with suppress(KeyFileError):  # an unreadable file admits no peer
             if self._arguments.keys is not None:
                 facts["keys"] = admitted_by(self._arguments.keys)
         return facts

@@ -27,7 +27,7 @@ ANSWERS_WITHIN_S = 2.0
 
 
 class StandbyRun(LocalRun):
-    """The run that ``host`` follows, until its server is lost, and from then on the run here."""
+    """The run that ``host`` follows until its server is lost, and then continues."""
 
     def __init__(self, host: RunHost, *of_run: Any) -> None:
         super().__init__(host, *of_run)
@@ -58,7 +58,7 @@ class StandbyRun(LocalRun):
         return super()._watch(observer, server)
 
     def _watch_elsewhere(self, follows: Following, server: RunningChild) -> dict[str, Any]:
-        """Watch the run on the other host until it is done, or here; return the last report.
+        """Watch the run on the other host until it ends, or moves to this host; return a report.
 
         This host evaluates, too, so that it has the metrics and the best weights.
         """

@@ -46,7 +46,7 @@ OpenedServer = AbstractContextManager[ServerLoop]
 
 
 class RunKeeper(Protocol):
-    """What a standby does with the run that it copies, until a silence of ``rejoin_timeout_s``.
+    """The files of a standby's run, which it copies until a silence of ``rejoin_timeout_s``.
 
     ``takes`` is called with the facts of each state that is on the disk, and ``remembers`` with the
     run's voters when they have changed. ``opened_server`` resumes the run from the copy, in a term
@@ -285,7 +285,7 @@ class StandbyLoop:
             self._others = others
 
     def _write(self, writer: Executor, now: float) -> None:
-        """Write a state that has arrived, in another thread; take in what was written."""
+        """Write a state that has arrived in another thread; take in the result of the last."""
         if self._writing is not None and self._writing.done():
             writing, self._writing = self._writing, None
             try:

@@ -50,7 +50,7 @@ REMEDY = (
 def fork_hazard() -> str | None:
     """Return why this process cannot be forked safely; None if it can.
 
-    In a forked process, nobody releases the locks that other threads hold. Daemons, such as the
+    In a forked process, the locks that other threads hold are never released. Daemons, such as the
     threads of a notebook's kernel, hold none that a local step needs.
     """
     if not available() or current_process().daemon:
@@ -122,7 +122,7 @@ class PartProcesses(LocalSteps):
         local_of: LocalStepsOf,
         sharing: Callable[[int, StepSettings], LocalSteps] | None = None,
     ) -> None:
-        # Memory is allocated only where it is written.
+        # The system allocates memory only for pages that are written.
         self._shared = Segment.create(count + 1, max_state_size)
         self._base, *self._results = map(self._shared.vector, range(count + 1))
         self._local_of, self._is_shared = local_of, sharing is not None

@@ -169,7 +169,7 @@ def local_steps(
 ) -> LocalSteps:
     """Return a recipe's local steps for a run; ``gradient_at`` replaces the recipe's function.
 
-    An epoch has ``samples``, by default those of the dataset.
+    An epoch has ``samples``, by default as many as the dataset.
     """
     gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
     rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
