@@ -31,7 +31,7 @@ def test_a_gradient_function_trains_with_its_buffers_and_is_replayed(
     assert report["samples"] == 8 * LINE.samples
     assert assert_each_sample_once(tmp_path, LINE.samples, "checkpoint.journal") == 8
     trained = read_checkpoint(path)
-    assert LINE.evaluation_at(trained.weights)[0] < 1
+    assert LINE.trained.evaluation_at(trained.weights)[0] < 1
     np.testing.assert_allclose(trained.weights[5:], 1, atol=0.5)  # the mean of the inputs
     loaded, dataset = LoadedRecipe("in-process", "in-process", {}, LINE), LINE.load_dataset()
     settings = RunOptions("in-process", consistency=str(consistency)).on(loaded, dataset)

@@ -104,11 +104,11 @@ class JoinedRun:
     def _spec(self, name: str) -> ProcessSpec:
         settings = self._settings
         shown = (socket.gethostname() + name.removeprefix("worker"))[:128]
-        more = ["--parts", str(self._parts), "--name", shown]
-        more += ["--timeout", str(settings.join_timeout_s)]
-        more += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
-        place = str(self._directory.path), self._run.words()
-        return worker_process(name, *place, settings.threads, settings.bits, *more)
+        own = ["--name", shown, "--parts", str(self._parts)]
+        own += ["--timeout", str(settings.join_timeout_s)]
+        own += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
+        facts = str(self._directory.path), self._run.words(), settings.threads, settings.bits
+        return worker_process(name, *facts, *own)
 
     def _is_training(self) -> bool:
         """Restart workers that have died; return whether any worker is left."""

@@ -300,8 +300,10 @@ class LocalRun:
         return self._launcher.worker_options
 
     def _worker(self, name: str) -> ProcessSpec:
-        place = Given.RUN_DIRECTORY, self._server_of_workers()
-        return worker_process(name, *place, self._threads, self._options.bits)
+        facts = Given.RUN_DIRECTORY, self._server_of_workers(), self._threads, self._options.bits
+        # Supervised workers wait for their server without a limit.
+        waits = "--timeout", "inf", "--rejoin-timeout", "inf"
+        return worker_process(name, *facts, "--name", name, *waits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         """Watch the run until the server has ended; return its last report, {} of others."""
@@ -474,16 +476,15 @@ class LocalRun:
 
 
 def worker_process(
-    name: str, directory: Word, server: Sequence[Word], threads: int, bits: str, *more: str
+    name: str, directory: Word, server: Sequence[Word], threads: int, bits: str, *own: str
 ) -> ProcessSpec:
-    """Return a worker of the run in ``directory``, which waits for its server without a limit.
+    """Return a worker of the run in ``directory``; its ``own`` options have its name and limits.
 
-    ``more`` of its options replace these. The user has confirmed the recipe by then.
+    The user has confirmed the recipe by then.
     """
-    words = "--run-dir", directory, *server, "--name", name, "--threads", str(threads), TRUST
-    waits = "--bits", bits, "--timeout", "inf", "--rejoin-timeout", "inf"
+    words = "--run-dir", directory, *server, "--threads", str(threads), "--bits", bits, TRUST
     module = "dist_net.training.run.training_worker_process"
-    return ProcessSpec(name, module, (*words, *waits, *more), cores=threads, bits=bits)
+    return ProcessSpec(name, module, (*words, *own), cores=threads, bits=bits)
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:
