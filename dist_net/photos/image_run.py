@@ -61,8 +61,8 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.equipment import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.evaluation import Judge
 from dist_net.training.run.local_run import REPORTED, RunHost
+from dist_net.training.run.periodic_evaluation import Judge
 from dist_net.training.run.standby_run import run_on
 
 FINE_TUNING_RATE = 0.001

@@ -41,8 +41,9 @@ from dist_net.processes.entry import LACKS, READY
 from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, RunningChild, Word
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.training.run.evaluation import BestWeights, Evaluation, Judge, PeriodicEvaluation
+from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
+from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
 from dist_net.training.server.copy_pace import SLOW_DISK_BYTES_PER_S
