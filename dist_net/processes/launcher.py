@@ -56,7 +56,7 @@ class ProcessSpec:
     The process ends when its parent, the process that started it, has ended. ``cores``: the number
     of cores that it keeps busy. ``is_server``: the cluster's only server, which writes its state
     when it is terminated. ``inherited``: file descriptors that a process on this host inherits.
-    ``bits``: see ``kernels``.
+    ``bits``: see ``equipment``.
     """
 
     name: str

@@ -37,7 +37,7 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    With ``may_fork``, a worker runs several processes. ``bits``: see ``kernels``.
+    With ``may_fork``, a worker runs several processes. ``bits``: see ``equipment``.
     """
 
     workers: int
