@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import depthwise, training
+from dist_net.autodiff.kernels.convolution import problem, training
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -144,7 +144,7 @@ def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
     x, kernel, *how = geometry
     for pixels in (1, 5, 20):
         monkeypatch.setattr(training, "MIN_PIXELS", pixels)
-        monkeypatch.setattr(depthwise, "PRODUCTS", pixels * math.prod(kernel))
+        monkeypatch.setattr(problem, "PRODUCTS", pixels * math.prod(kernel))
         agree(draw(*x), draw(*kernel), *how)
 
 
@@ -399,7 +399,7 @@ def test_a_filter_for_each_channel_gives_the_same_compiled(
     channels, size, stride, padding, threads, monkeypatch
 ):
     """In float32, with numba and without it."""
-    monkeypatch.setattr(depthwise, "PRODUCTS", 2000)
+    monkeypatch.setattr(problem, "PRODUCTS", 2000)
     seen = windows(size, stride, padding, (11, 9))
     random = np.random.default_rng(channels)
     x = random.standard_normal((3, 11, 9, channels), np.float32)

@@ -5,7 +5,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler import steps
-from dist_net.autodiff.kernels.convolution import depthwise, training
+from dist_net.autodiff.kernels.convolution import problem, training
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 
 
@@ -150,7 +150,7 @@ def test_what_follows_a_convolution_is_computed_with_its_blocks(
         (training, "MIN_PIXELS", 14),
     ):
         monkeypatch.setattr(*limits)
-    monkeypatch.setattr(depthwise, "PRODUCTS", 2000)
+    monkeypatch.setattr(problem, "PRODUCTS", 2000)
     plan = ad.compile(outputs, ThreadPool(threads))
     fused = [
         each

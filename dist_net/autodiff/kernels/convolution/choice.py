@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, blocking, is_depthwise
+from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
@@ -90,7 +90,7 @@ def choose(
     gemm = gemm or Gemm()
     algorithm = _algorithm(problem, gemm, exact, compiled)
     if isinstance(algorithm, Depthwise):
-        return Choice(algorithm, blocking(problem.out, problem.windows))
+        return Choice(algorithm, Blocking.of_depthwise(problem.out, problem.windows))
     images, height, width, out_channels = problem.out
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)

@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape, carve, scratch_bytes
-from dist_net.autodiff.kernels.convolution.im2row import Patches
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
-from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.kernels.convolution.im2row import patches_of
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 
-PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
 SUM_OF_TAPS = "nrchwl,hwl->nrcl"
 
 
@@ -41,34 +39,19 @@ class Depthwise:
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         padded, spare = carve(scratch, self._shapes(problem, block), problem.dtype)
-        patches, out = _patches(problem.windows, problem.x, problem.out), arrays.out[block.index]
+        out = arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]
         seen = problem.windows.over(padded)
         return [
-            *patches.take(arrays.x, block, padded),
+            *patches_of(problem).take(arrays.x, block, padded),
             partial(np.einsum, SUM_OF_TAPS, seen, arrays.filters, out=out),
             *problem.epilogue.calls(out, arrays.bias, residual, out, spare),
         ]
 
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
-        patches = _patches(problem.windows, problem.x, problem.out)
-        return [patches.padded_shape(block), (*block.size[:2], *problem.out[2:])]
+        return [patches_of(problem).padded_shape(block), (*block.size[:2], *problem.out[2:])]
 
 
 def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
     """Return whether each channel is a group of its own, with one filter."""
     return groups == x[3] == out[3] > 1
-
-
-def blocking(out: Shape, windows: Windows) -> Blocking:
-    """Return blocks of about ``PRODUCTS``; the result is independent of the blocks."""
-    images, height, width, channels = out
-    per_row = max(1, width * channels * windows.size[0] * windows.size[1])
-    rows = max(1, PRODUCTS // per_row)
-    return Blocking(
-        max(1, min(images, rows // max(1, height))), max(1, min(rows, height)), max(1, channels)
-    )
-
-
-def _patches(windows: Windows, x: Shape, result: Shape) -> Patches:
-    return Patches(windows, x, (result[1], result[2]), x[3])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape, cut
 from dist_net.autodiff.kernels.windows import Windows
 
 LINEAR = 1.0
+PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,15 @@ class Blocking:
     images: int
     rows: int
     channels: int
+
+    @classmethod
+    def of_depthwise(cls, out: Shape, windows: Windows) -> Self:
+        """Return blocks of about ``PRODUCTS``; the result is independent of the blocks."""
+        images, height, width, channels = out
+        per_row = max(1, width * channels * windows.size[0] * windows.size[1])
+        rows = max(1, PRODUCTS // per_row)
+        images = max(1, min(images, rows // max(1, height)))
+        return cls(images, max(1, min(rows, height)), max(1, channels))
 
     def blocks(self, shape: Shape, row_step: int = 1) -> Iterator[Block]:
         """Return the blocks of (N, H, W, C); rows are cut at multiples of ``row_step``."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.kernels.convolution.choice import Choice, choose
-from dist_net.autodiff.kernels.convolution.depthwise import SUM_OF_TAPS, blocking, is_depthwise
+from dist_net.autodiff.kernels.convolution.depthwise import SUM_OF_TAPS, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Patches, by_group
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
@@ -96,7 +96,7 @@ class SeenMap:
 
     def blocks(self) -> list[Block]:
         """Return the blocks of ``y`` for depthwise convolution."""
-        return [*blocking(self.y.shape, self.windows).blocks(self.y.shape)]
+        return [*Blocking.of_depthwise(self.y.shape, self.windows).blocks(self.y.shape)]
 
     def strips(self) -> list[Block]:
         """Return strips of ``y``: some rows of one image, or all rows of several images."""
