@@ -107,32 +107,27 @@ class AugmentedImages:
         self._augmentation.apply(with_channels, seed, epoch, indices.tolist())
 
 
+@dataclass(eq=False)
 class PreparedImages(AbstractContextManager["PreparedImages"]):
     """The usable images of a folder, by part.
 
     The file stays in the cache within the context. Raise ``DatasetError`` for an empty class.
     """
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        preprocessing: ImagePreprocessing,
-        pixels: NDArray[np.uint8] | None,
-        skipped: Mapping[str, str],
-        lock: IO[bytes],
-    ) -> None:
-        self.folder = folder
-        self.preprocessing = preprocessing
-        self.pixels = pixels
-        self._skipped = skipped
-        self._lock = lock
+    folder: ImageFolder
+    preprocessing: ImagePreprocessing
+    pixels: NDArray[np.uint8] | None
+    _skipped: Mapping[str, str]
+    _lock: IO[bytes]
+
+    def __post_init__(self) -> None:
         trained = set(self.labels(TRAIN).tolist())
-        for label, name in enumerate(folder.class_names):
+        for label, name in enumerate(self.folder.class_names):
             if label not in trained:
                 self.close()
                 raise DatasetError(
-                    f"{folder.root}: every image of class {name!r} to train on was skipped; "
-                    f"expected at least one that can be read; {next(iter(skipped.items()))}"
+                    f"{self.folder.root}: every image of class {name!r} to train on was skipped; "
+                    f"expected at least one that can be read; {next(iter(self._skipped.items()))}"
                 )
 
     def __exit__(self, *_: object) -> None:
