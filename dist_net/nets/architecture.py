@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from dist_net.errors import ModelLoadError
 from dist_net.ground.json_records import record_from_json
@@ -124,12 +124,7 @@ Architecture = (
 )
 
 _KINDS: dict[str, type[Architecture]] = {
-    "darknet": DarknetArchitecture,
-    "published": PublishedArchitecture,
-    "folder": FolderArchitecture,
-    "layers": LayersArchitecture,
-    "onnx": OnnxArchitecture,
-    "recipe": RecipeArchitecture,
+    each.__name__.removesuffix("Architecture").lower(): each for each in get_args(Architecture)
 }
 
 
