@@ -41,6 +41,8 @@ if len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_BYTES:
 # Requested ends may take time: of a worker whose server has just ended, of a ZeroMQ context that
 # closes its sockets. A test without leaks does not wait.
 GRACE_S = 10.0
+TESTS = Path(__file__).parent
+WHOLE_COMMANDS = "process", "oracle"
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 PR_SET_CHILD_SUBREAPER = 36
 FAILED = pytest.StashKey[bool]()
@@ -53,17 +55,32 @@ LEFT_MAPPED: Leaks = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the thorough tests as well")
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes as well")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    left_out = {item for item in items if is_left_out(item, config)}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
     # Processes that share the tests have to call them the same.
     unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]+>", item.nodeid)]
     assert not unsteady, f"named by an address, give ids: {unsteady[0]}"
+
+
+def is_left_out(item: pytest.Item, config: pytest.Config) -> bool:
+    """Whether a test is not of this run.
+
+    Without --all, and if no file or test is named, these are left out: what is marked thorough, and
+    what starts whole commands or other programs, except for one real run of each main path.
+    """
+    if item.get_closest_marker("slow"):
+        return not config.getoption("--slow")
+    if config.getoption("--all") or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return False
+    if item.path.relative_to(TESTS).parts[0] in WHOLE_COMMANDS:
+        return item.get_closest_marker("main_path") is None
+    return item.get_closest_marker("thorough") is not None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -110,6 +110,7 @@ def good(tmp_path: Path) -> str:
     return str(written(sum_and_product(), tmp_path / "m.onnx"))
 
 
+@pytest.mark.thorough
 def test_a_source_that_hangs_keeps_no_other_model_from_being_read(
     read: Read, hanging: str, good: str, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_read(
     assert not readers.answer("hangs", 2).reason
 
 
+@pytest.mark.thorough
 def test_a_newer_request_ends_the_process_of_an_older_one(read: Read, tmp_path: Path) -> None:
     file = written(endless(), tmp_path / "m.onnx")
     readers = read(m=str(file))
@@ -146,6 +148,7 @@ def test_a_file_that_ends_its_process_ends_no_other(read: Read, hanging: str, go
     assert not readers.answer("m", 1).reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", ["bytes", "no message", "no frames", "deep JSON", "pipe", "directory"]
 )

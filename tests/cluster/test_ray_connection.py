@@ -12,6 +12,8 @@ from dist_net.processes import ray_cluster
 from dist_net.processes.ray_cluster import connected
 from naming import naming
 
+pytest.importorskip("ray", reason="Ray is not installed")
+
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:

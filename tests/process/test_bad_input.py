@@ -20,6 +20,8 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.state import RunState
 from small_disk import small_disk
 
+pytestmark = pytest.mark.main_path
+
 Refuses = Callable[..., None]
 
 

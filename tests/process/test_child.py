@@ -10,6 +10,8 @@ from dist_net.errors import ProcessFailedError
 from dist_net.processes.launcher import Child, ProcessSpec
 from naming import naming
 
+pytestmark = pytest.mark.main_path
+
 SAYS_IT_IN_TWO_PARTS = """
 import sys, time
 from pathlib import Path

@@ -60,11 +60,13 @@ def title(page: Path) -> str:
 RUN = [page for page in PAGES if any(block.language in ("sh", "python") for block in blocks(page))]
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_block_is_run_or_marked_as_output(page: Path) -> None:
     assert {block.language for block in blocks(page)} <= LANGUAGES
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_the_files_that_a_page_names_are_there(page: Path) -> None:
     text = page.read_text()
@@ -74,6 +76,7 @@ def test_the_files_that_a_page_names_are_there(page: Path) -> None:
     assert [path for path in (*links, *named) if not path.exists()] == []
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_a_command_within_a_sentence_is_one_that_there_is(page: Path) -> None:
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -81,6 +84,7 @@ def test_a_command_within_a_sentence_is_one_that_there_is(page: Path) -> None:
         assert parse(shlex.split(line)).command in line
 
 
+@pytest.mark.main_path
 def test_the_engines_modules_number_themselves_as_its_page_does() -> None:
     text = (ROOT / "docs" / "engine.md").read_text()
     modules = re.findall(r"^\d\. `(dist_net/autodiff/.*?\.py)`", text, re.MULTILINE)

@@ -62,6 +62,7 @@ def exit_codes(process_ids: Iterable[int]) -> dict[int, int]:
     return {number: os.waitstatus_to_exitcode(status) for number, status in ended if number}
 
 
+@pytest.mark.main_path
 def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     train = start("train", counting, "--epochs", "80", "--run-dir", str(run), "--json")
     victim = random.choice(["worker-0", "worker-1"])
@@ -95,6 +96,7 @@ def test_a_worker_is_stopped_and_goes_on_later(
     assert_goes_on_exactly()
 
 
+@pytest.mark.main_path
 def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
     start: Start, counting: str, run: Path
 ) -> None:

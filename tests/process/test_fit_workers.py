@@ -32,7 +32,10 @@ from dist_net.training.run.callbacks import EpochResult
 from dist_net.wire import lateness
 from naming import naming
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.main_path,
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 
 SAMPLES, BATCH, RATE = 192, 16, 0.5
 ONE_HOT = np.eye(SAMPLES, dtype=np.float32)

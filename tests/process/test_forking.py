@@ -17,6 +17,8 @@ from dist_net.processes.launcher import ProcessSpec, RunningChild, end
 from dist_net.serving.gateway import pool_processes
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 
+pytestmark = pytest.mark.main_path
+
 Eventually = Callable[[Callable[[], Any]], Any]
 
 NO_MODELS = PoolSources({}, (), Path())

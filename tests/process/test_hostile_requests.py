@@ -19,6 +19,8 @@ from onnx import helper
 from benchmarks.served import TINY, Gateway, encoded_images, row_requests, write_net
 from foreign_files import graph, tensor, written
 
+pytestmark = pytest.mark.main_path
+
 REQUESTS = 10_000
 WARM_UP = 500  # of them, before memory is looked at
 ANSWER_S = 10.0

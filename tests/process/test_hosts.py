@@ -196,6 +196,7 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
     assert server.ends() == 130
 
 
+@pytest.mark.main_path
 def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_back(
     start: Start, hosts: Hosts, counting: str, tmp_path: Path
 ) -> None:

@@ -44,6 +44,8 @@ from dist_net.wire.transport import ServerSocket
 from marked_code import CODE, MarkedCode
 from reading_models import Readers, arrays, forking, reading
 
+pytestmark = pytest.mark.main_path
+
 DEADLINE_S = 60.0
 TAKEN_IN = PoolWelcome(7, 0.05, 20.0)
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
-import yaml
 
 from dist_net.cli import parse
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="is not installed")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KUBERNETES = "1.37"

@@ -87,6 +87,7 @@ def test_what_no_class_is_probable_enough_for_is_unknown(
     assert [each["predictions"][0]["label"] for each in answers] == ["red", "red"]
 
 
+@pytest.mark.main_path
 def test_images_are_answered_for_in_their_order(
     start: Start, net: list[str], images: list[str]
 ) -> None:

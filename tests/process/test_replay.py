@@ -22,6 +22,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.main_path
 def test_a_run_is_replayed_and_stops_at_any_version(start: Start, here: Here, run: Path) -> None:
     start("train", "digits", "--epochs", "3", "--run-dir", str(run), "--json").result()
     trained = read_checkpoint(run / "checkpoint.safetensors")

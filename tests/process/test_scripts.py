@@ -5,6 +5,7 @@ record, so that no network is needed; `scripts/test` in a fresh clone tries the 
 """
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -259,13 +260,17 @@ def test_a_python_that_is_too_old_or_missing_is_named(machine: Machine) -> None:
     assert "found none" in told
 
 
-def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Machine) -> None:
-    code, printed, told = machine.run("scripts/test", "-x")
-    assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} -x\n{machine.checkout}\n")
-    assert "the system packages iproute2 darknet chromium" in told.splitlines()[0]
-    assert "no `ip` here (package iproute2)" in told
-    assert "no `darknet` here (package darknet)" in told
-    assert "no `chromium` here (package chromium)" in told
+@pytest.mark.parametrize(
+    ("option", "packages"),
+    [("-x", ["iproute2", "chromium"]), ("--all", ["iproute2", "darknet", "chromium"])],
+)
+def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(
+    machine: Machine, option: str, packages: list[str]
+) -> None:
+    code, printed, told = machine.run("scripts/test", option)
+    assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} {option}\n{machine.checkout}\n")
+    assert f"the system packages {' '.join(packages)}" in told.splitlines()[0]
+    assert re.findall(r"here \(package (\w+)\)", told) == packages
 
 
 def test_tests_that_take_minutes_are_given_them(machine: Machine) -> None:
@@ -282,14 +287,14 @@ def test_integration_lints_and_checks_types_before_the_suite_which_speaks_last(
     tools = "ruff", "mypy", "mkdocs", "pytest"
     ran = [line.strip() for line in printed.splitlines() if line.startswith(tools)]
     assert ran[:-1] == ["ruff check", "ruff format --check", "mypy", "mkdocs build --quiet"]
-    assert ran[-1] == f"pytest {ON_EVERY_CORE}"
-    assert printed.endswith(f"pytest {ON_EVERY_CORE}\n{machine.checkout}\n")
+    assert ran[-1] == f"pytest --all {ON_EVERY_CORE}"
+    assert printed.endswith(f"pytest --all {ON_EVERY_CORE}\n{machine.checkout}\n")
 
 
 def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machine) -> None:
     machine.add("apt-get", '#!/bin/sh\necho "$*" >>"$RECORD"\n')
     machine.add("id", "#!/bin/sh\necho 0\n")
-    machine.run("scripts/test")
+    machine.run("scripts/test", "--all")
     done = machine.done()
     assert "-q -y install iproute2" in done
     assert "-q -y install darknet" in done
@@ -309,7 +314,7 @@ def test_launch_installs_nothing_in_the_system_even_as_root(
 
 def test_check_runs_everything_in_turn(machine: Machine) -> None:
     printed = machine.run("scripts/check")[1].splitlines()
-    tools = ["ruff check", "ruff format --check", "mypy ", "mkdocs build --quiet", "pytest "]
+    tools = ["ruff check", "ruff format --check", "mypy ", "mkdocs build --quiet", "pytest --all"]
     assert printed[::2] == tools
     (machine.checkout / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 1\n")
     code, rest, _ = machine.run("scripts/check")

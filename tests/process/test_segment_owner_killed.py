@@ -12,7 +12,10 @@ import pytest
 from dist_net.wire.messages import SegmentAddress
 from dist_net.wire.segment import Segment, available
 
-pytestmark = pytest.mark.skipif(not available(), reason="needs Linux's memfd")
+pytestmark = [
+    pytest.mark.main_path,
+    pytest.mark.skipif(not available(), reason="needs Linux's memfd"),
+]
 
 SIZE = 101_770
 OWNER = f"""

@@ -147,6 +147,7 @@ class Load(threading.Thread):
             np.testing.assert_allclose(probabilities, expected[i], atol=1e-6)
 
 
+@pytest.mark.main_path
 def test_every_interface_gives_what_the_net_gives(serve, net, expected):
     pool = serve(net.source, "--workers", "1")
     page = f"http://127.0.0.1:{pool.port}/"
@@ -177,7 +178,9 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
     assert answer["model_version"] == "1"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.main_path), signal.SIGSTOP]
+)
 def test_a_lost_worker_costs_no_request_and_is_replaced(serve, net, expected, eventually, number):
     pool = serve(net.source, "--workers", "2")
     before = pool.all_workers(2)
@@ -209,6 +212,7 @@ def test_the_last_worker_lost_costs_no_request_either(serve, net, expected, even
     load.require_right(expected)
 
 
+@pytest.mark.main_path
 def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
     pool = serve(net.source, "--workers", "2", "--max-batch-size", "1")
     with Client(pool.address, timeout_s=10) as client:
@@ -232,6 +236,7 @@ def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
     assert not pool.command.children
 
 
+@pytest.mark.main_path
 def test_a_reload_serves_the_next_version_and_fails_nothing(serve, net, expected, eventually):
     pool = serve(net.source, "--workers", "2")
     with Load(pool.address) as load, Client(pool.address) as client:
@@ -377,6 +382,7 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         assert client.infer(TINY, ROWS[0]).version == 2
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

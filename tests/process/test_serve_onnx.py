@@ -82,6 +82,7 @@ def picture(path: Path, colour: tuple[int, int, int]) -> Path:
     return path
 
 
+@pytest.mark.main_path
 def test_files_of_others_are_served(serve: Start, colours: str, tmp_path: Path) -> None:
     several = written(sum_and_product(), tmp_path / "several.onnx")
     means, ones = (

@@ -44,6 +44,7 @@ REPORTED = {
 }
 
 
+@pytest.mark.main_path
 def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     start: Start, tmp_path: Path
 ) -> None:
@@ -344,6 +345,7 @@ def test_a_name_that_is_no_text_is_printed_too(start: Start, tmp_path: Path) -> 
     assert rf"{tmp_path}/a\udcffb" in created.stdout
 
 
+@pytest.mark.main_path
 def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
     """The worker takes the recipe's name from the server."""
     run = tmp_path / "run"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import dist_net
 from dist_net.data import dataset_named
@@ -14,6 +15,7 @@ from dist_net.optim import Momentum
 from dist_net.training.run.callbacks import EpochResult
 
 
+@pytest.mark.main_path
 def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_path: Path) -> None:
     seen: list[EpochResult] = []
 

@@ -39,6 +39,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.main_path
 def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     start: Start, photos: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_handful_of_images_goes_on_from_wherever_the_command_was_killed(
     assert (run / "report.html").exists()
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [

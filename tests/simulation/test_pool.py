@@ -10,17 +10,18 @@ import pytest
 
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import PoolSettings, Status
+from selection import few
 from simulation.failures import SimulationFailedError
 from simulation.pool_cluster import DRIFT_S, PoolCluster
 from simulation.pool_faults import TROUBLES, TroubledPool
 from simulation.pool_watch import LATE_S, number_in
 
-SEEDS = 200
-SEEDS_A_TEST = 50
+SEEDS = 100
+SEEDS_A_TEST = 20
 SEED_WITH_LOSSES = 0
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+@pytest.mark.parametrize("first", few(range(0, SEEDS, SEEDS_A_TEST)))
 def test_each_request_is_answered_once_and_nothing_stays_behind_whatever_happens(
     first: int,
 ) -> None:
@@ -31,13 +32,13 @@ def test_each_request_is_answered_once_and_nothing_stays_behind_whatever_happens
         pool.run()
         happened += pool.happened
         answers += pool.cluster.answers
-    assert all(happened[trouble.__name__] > 5 for trouble in TROUBLES), happened
-    assert set(answers) == {
-        *("OK", "UNAVAILABLE", "NOT_FOUND", "EXPIRED", "FAILED", "cancelled"),
-    }
-    assert answers["OK"] > 1000
+    assert all(happened[trouble.__name__] > 1 for trouble in TROUBLES), happened
+    usual = {"OK", "UNAVAILABLE", "NOT_FOUND", "EXPIRED", "cancelled"}
+    assert usual <= set(answers) <= usual | {"FAILED"}
+    assert answers["OK"] > 800
 
 
+@pytest.mark.thorough
 def test_a_seed_gives_the_same_simulation_each_time() -> None:
     def told(seed: int) -> tuple[object, ...]:
         pool = TroubledPool(seed)
@@ -101,7 +102,7 @@ class Visitors:
         again()
 
 
-@pytest.mark.parametrize(("spread", "drift"), [(0.05, 0.0), (0.1, 0.2), (0.3, 0.0)])
+@pytest.mark.parametrize(("spread", "drift"), few([(0.1, 0.2), (0.05, 0.0), (0.3, 0.0)]))
 @pytest.mark.parametrize("full_s", [0.1, 0.5, 1.25, 1.6])  # of a batch; 2 s are allowed
 @pytest.mark.parametrize("workers", [1, 2])
 def test_at_ten_times_the_capacity_answers_are_in_time_and_workers_are_busy(
@@ -188,18 +189,21 @@ class Caller:
         future.add_done_callback(ended)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("models", [1, 5])
+@pytest.mark.parametrize("workers", few([2, 4]))
+@pytest.mark.parametrize("models", few([1, 5]))
 @pytest.mark.parametrize(
     ("costs_s", "stated"),
-    [
-        ([3.0], False),
-        ([0.0, 3.0], True),
-        ([0.0] * 9 + [0.4], True),
-        ([0.0, 0.4], False),
-        ([0.0] * 99 + [0.4], False),
-        ([0.0, 0.04], False),
-    ],
+    few(
+        [
+            ([0.0, 3.0], True),
+            ([0.0, 0.04], False),
+            ([3.0], False),
+            ([0.0] * 9 + [0.4], True),
+            ([0.0, 0.4], False),
+            ([0.0] * 99 + [0.4], False),
+        ],
+        count=2,
+    ),
 )
 def test_a_client_of_slow_requests_is_hardly_noticed_by_the_others(
     costs_s: list[float], stated: bool, models: int, workers: int

@@ -13,6 +13,7 @@ from dist_net.photos.report_page import report_page
 CLASSES = ["cat", "a-name-as-long-as-of-a-species-of-beetles"]
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_figures_are_in_view_on_a_phone(browser: Any, tmp_path: Path, scheme: str) -> None:
     targets = np.arange(400) % 2

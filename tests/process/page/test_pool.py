@@ -13,6 +13,7 @@ def state(page: Any) -> Any:
     return page.locator("#state")
 
 
+@pytest.mark.main_path
 def test_workers_queue_and_models_are_shown_in_numbers(visit: Any, gateway: Any) -> None:
     gateway.employs("one", host="copper", state="busy", batches=1234, requests=5678)
     gateway.serves(

@@ -153,6 +153,7 @@ def test_an_answer_that_is_unknown_says_so_and_what_it_would_have_taken(
 # As the model sees it
 
 
+@pytest.mark.main_path
 def test_an_image_is_drawn_as_the_worker_fits_it(visit: Any) -> None:
     page = visit().page
     for size in ((90, 60), (50, 120)):

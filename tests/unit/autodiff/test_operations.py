@@ -1,10 +1,10 @@
 """Every operation: its values against NumPy's, its derivatives against differences of values."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
-from scipy import special
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
@@ -30,6 +30,9 @@ def holds(build, reference, *at):
     check_gradients(build, *at, rng=np.random.default_rng(0))
 
 
+erf = np.vectorize(math.erf, otypes=[float])
+
+
 def gelu_by_tanh(x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
@@ -51,10 +54,10 @@ UNARY = {
     "sin": (ad.sin, np.sin, draw),
     "cos": (ad.cos, np.cos, draw),
     "log1p": (ad.log1p, np.log1p, positive),
-    "erf": (ad.erf, special.erf, draw),
+    "erf": (ad.erf, erf, draw),
     "softplus": (ad.softplus, lambda x: np.logaddexp(x, 0), draw),
-    "silu": (ad.silu, lambda x: x * special.expit(x), draw),
-    "gelu": (ad.gelu, lambda x: x * special.ndtr(x), draw),
+    "silu": (ad.silu, lambda x: x / (1 + np.exp(-x)), draw),
+    "gelu": (ad.gelu, lambda x: x * (1 + erf(x / np.sqrt(2))) / 2, draw),
     "gelu by tanh": (lambda x: ad.gelu(x, approximate=True), gelu_by_tanh, draw),
     "x ** 2": (lambda x: x**2, np.square, draw),
     "cube": (lambda x: x**3, lambda x: x**3, draw),
@@ -336,11 +339,11 @@ def test_argmax_and_argmin_are_the_first_of_those_that_tie(name, dtype):
 def test_erf_of_float32_is_nearly_exact():
     x = np.linspace(-6, 6, 20001).astype(np.float32)
     (value,) = ad.evaluate([ad.erf(ad.variable("x", x.shape))], x=x)
-    np.testing.assert_allclose(value, special.erf(x.astype(float)), rtol=7e-7, atol=0)
-    assert np.abs(value - special.erf(x.astype(float))).max() < 1.4e-7
+    np.testing.assert_allclose(value, erf(x.astype(float)), rtol=7e-7, atol=0)
+    assert np.abs(value - erf(x.astype(float))).max() < 1.4e-7
     x = np.array([-np.inf, -1e30, -0.0, 1e-38, 100, np.inf, np.nan], np.float32)
     (value,) = ad.evaluate([ad.erf(ad.variable("x", x.shape))], x=x)
-    np.testing.assert_allclose(value, special.erf(x), rtol=1e-6)
+    np.testing.assert_allclose(value, erf(x), rtol=1e-6)
 
 
 def test_derivatives_at_kinks_and_far_away_are_finite():

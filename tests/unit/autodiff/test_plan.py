@@ -25,6 +25,7 @@ def chain(x, functions, length):
 # Depth
 
 
+@pytest.mark.thorough
 def test_a_chain_of_ten_thousand_nodes_is_differentiated_compiled_and_run():
     x = variable("x", 3)
     y = chain(x, [ad.tanh, lambda y: y + x, ad.negative], 10_000)

@@ -23,6 +23,7 @@ def scenes(
     return (of_scenes[rows] + noise).astype(np.float32), labels[rows], rows
 
 
+@pytest.mark.thorough
 def test_figures_of_scenes_of_frames_hold_on_fresh_scenes() -> None:
     in_interval = below = answering = 0
     for seed in range(FOLDERS):

@@ -14,6 +14,7 @@ from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared
 from reachable import reachable_objects
 
 
+@pytest.mark.thorough
 def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

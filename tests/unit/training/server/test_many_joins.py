@@ -22,6 +22,7 @@ SETTINGS = RunSettings(
 )
 
 
+@pytest.mark.thorough
 def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
