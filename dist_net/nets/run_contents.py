@@ -128,7 +128,7 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
         file = RunDirectory(path).model_file if path.is_dir() else path
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-        reference = json.loads(metadata["recipe"])
+        reference = str(json.loads(metadata["recipe"]))
         record = RecipeRecord.from_json(json.loads(metadata["recipe_record"]))
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError, RecipeError):
         return {}

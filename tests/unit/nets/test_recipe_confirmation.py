@@ -4,10 +4,12 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dist_net.cli import main
-from dist_net.errors import ModelSourceError, UntrustedRecipeError
+from dist_net.errors import CheckpointError, ModelSourceError, UntrustedRecipeError
 from dist_net.ground.checkpoint import Checkpoint, write_checkpoint
 from dist_net.nets import run_contents
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
@@ -141,3 +143,13 @@ def test_only_python_recipes_are_confirmed(tmp_path: Path, run: Path) -> None:
     (tmp_path / "text").write_text("no checkpoint")
     for other in (tmp_path, tmp_path / "none", tmp_path / "text"):
         assert recipe_code_digests(other) == {}
+
+
+@pytest.mark.parametrize("reference", [["digits"], {"pictures": 1}, None, 5])
+def test_a_checkpoint_whose_recipe_is_no_text_is_refused(tmp_path: Path, reference: object) -> None:
+    file = tmp_path / "evil.safetensors"
+    told = {"recipe": json.dumps(reference), "recipe_record": "{}"}
+    save_file({"weights": np.zeros(2, np.float32)}, file, metadata=told)
+    confirm_recipe(file, is_confirmed=False)
+    with pytest.raises(CheckpointError):
+        read_run(file)
