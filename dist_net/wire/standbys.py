@@ -78,7 +78,7 @@ class ServerPlaces:
 
     @property
     def current(self) -> Standby | None:
-        return self._places[0]
+        return self._places[0] if self._places else None
 
     @property
     def text(self) -> str:

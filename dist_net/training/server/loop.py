@@ -101,9 +101,9 @@ class OtherServers:
                 self.close()
                 self._places.learn(elsewhere)
                 self._places.turn(now)
-                assert self._places.current is not None
-                self._upstream = self.connect(self._places.current)
-                self._upstream.send(self.notice)
+                if (place := self._places.current) is not None:
+                    self._upstream = self.connect(place)
+                    self._upstream.send(self.notice)
             answer = self._upstream and self._upstream.receive(0.0)
         if isinstance(answer, Followed) and answer.term > self.notice.term:
             raise SupersededError(f"the run continues on {answer.host}, in a later term")
