@@ -25,7 +25,7 @@ from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standbys import Remembered, fingerprint
 from dist_net.training.server.succession import VISIT_S, Succession
 from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
-from dist_net.wire.standbys import Standby
+from dist_net.wire.standbys import Standby, standbys_in, standbys_text
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class StandbyLoop:
             copy.copied_term = known.copied_term or known.term
             copy.arrived = copy.version, copy.copied_term
         self._places = self._succession.places
-        self._places.learn(Standby(*each[:2]) for each in (*known.former, *known.standbys))
+        places = (Standby(*each[:2]) for each in (*known.former, *known.standbys))
+        self._places.learn(standbys_in(standbys_text(places)))  # with a usable address
         self._upstream = others.connect(server)
         self._visitors: dict[bytes, Message] = {}
         self._next_request_s = now + COPYING_S  # after ``heard_s``, or it looks like an answer

@@ -341,14 +341,15 @@ def test_a_restarted_standby_follows_a_former_server_and_has_the_term_of_its_cop
         (tmp_path / "copy").touch()
     copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
     successor = "tcp://10.0.0.3:5"
-    known = Remembered((VOTERS,), former=((successor, ""),), term=9, version=4)
+    former = (("ftp://damaged", ""), (successor, ""))
+    known = Remembered((VOTERS,), former=former, term=9, version=4)
     hosts = OtherHosts(RunPlace("standby", PLACE, known), connect=connect)
     loop = StandbyLoop(OWN, hosts, Mock(), copy, Mock(rejoin_timeout_s=math.inf), clock)
     turns = loop.turns(Mock())
     for tenth in range(40):
         clock.now.return_value = tenth / 10
         next(turns)
-    assert {address for address, _ in sent} >= {OWN.address, successor}
+    assert {address for address, _ in sent} == {OWN.address, successor}
     has = {(each.term, each.copied_term, each.version) for _, each in sent}
     assert has == {(9, 9, 4) if has_copy else (0, 0, 0)}
 
