@@ -147,7 +147,7 @@ class ForkingProcesses(LocalProcesses):
 
 
 class _ForkedProcess:
-    """A process that the fork server forks, see ``child.Process``; ``pid`` is -1 until then."""
+    """A process that the fork server forks, see ``launcher.Process``; ``pid`` is -1 until then."""
 
     def __init__(self, forks: ForkingProcesses, words: bytes, name: str) -> None:
         self._forks = forks
