@@ -1,15 +1,10 @@
-"""A fake of the gateway for tests of what stands in front of it: no pool, no worker, no network.
-
-Run as a program it serves itself over HTTP on a free port of loopback, and prints where.
-"""
+"""A fake of the gateway for tests of what stands in front of it: no pool, no worker, no network."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from asyncio import Future
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,31 +138,3 @@ class FakeService:
         statistics.answered += 1
         for timed in (statistics.success, statistics.queue, statistics.compute_infer):
             timed.observe(0.004)
-
-
-async def _serve(arguments: list[str]) -> None:
-    from dist_net.serving.http.application import application
-    from dist_net.serving.http.server import HttpServer
-    from dist_net.serving.http.settings import HttpSettings, TokenFile
-
-    changes: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments)
-    token_file = changes.pop("token_file", None)
-    changes = {
-        name: type(getattr(HttpSettings(), name) or "")(value) for name, value in changes.items()
-    }
-    tokens = TokenFile(Path(token_file)) if token_file else None
-    settings = HttpSettings(**{"address": "127.0.0.1:0", "tokens": tokens} | changes)
-    service = FakeService()
-    server = HttpServer(application(service, settings))
-    print(server.url, flush=True)
-    serving = asyncio.create_task(server.serve())
-    # The end of its input is what ends it, so that it never outlives the test.
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    server.stop()
-    await serving
-
-
-if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(_serve(sys.argv[1:]))

@@ -106,7 +106,7 @@ class Gateway(FakeService):
 @contextmanager
 def serving(gateway: Gateway, address: str = "127.0.0.1:0") -> Iterator[str]:
     """Serve over HTTP from a thread; yield the address."""
-    settings = HttpSettings(address=address)
+    settings = HttpSettings(address=address, half_closed_s=0.1)
     server = HttpServer(application(gateway, settings))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(),))

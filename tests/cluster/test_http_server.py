@@ -25,7 +25,6 @@ from dist_net.serving.http.http_connection import HttpConnection
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.pool.requests import Result, Status
 from fake_service import FakeService
 from naming import naming
 
@@ -719,18 +718,6 @@ def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
     while_serving(client, client_timeout_s=0.1, **tls)
 
 
-def test_connections_by_tls_are_limited(tls: dict[str, Path]) -> None:
-    async def client(server: HttpServer) -> None:
-        open_ones = [await encrypted(server) for _ in range(5)]
-        assert await end(open_ones[0]) == b""
-        open_ones[-1][1].write(REQUEST)
-        assert (await said(open_ones[-1]))[0] == 200
-        for connection in open_ones:
-            connection[1].close()
-
-    while_serving(client, connections=2, **tls)
-
-
 @LOOPS
 def test_large_bodies_and_answers_come_through_tls(
     tls: dict[str, Path], run_loop: Callable[[Any], Any]
@@ -756,21 +743,6 @@ def test_a_server_that_stops_gives_handshakes_up(tls: dict[str, Path]) -> None:
         return asyncio.create_task(end(silent))
 
     assert while_serving(client, **tls).done()
-
-
-def test_refusals_come_through() -> None:
-    service = FakeService()
-    service.scripted = [Result(Status.UNAVAILABLE, reason="full", retry_after_s=3.2)]
-
-    async def client(server: HttpServer) -> None:
-        connection = await connected(server)
-        connection[1].write(REQUEST)
-        code, headers, body = await said(connection)
-        assert (code, headers[b"retry-after"]) == (503, b"4")
-        assert json.loads(body) == {"error": "full", "retry_after_s": 3.2}
-        connection[1].close()
-
-    while_serving(client, service)
 
 
 def test_an_address_in_use_is_refused() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from dist_net import nn
 from dist_net.ground.checkpoint import read_checkpoint
-from dist_net.ground.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.optim import RMSprop
 from dist_net.training.run.local_cluster import InProcessWorker, LocalCluster
@@ -131,37 +130,3 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
     journal = read_journal(path.with_suffix(".journal"))
     assert max(each.steps.parts for each in journal.records() if isinstance(each, Applied)) == 3
     assert_replayed(recipe, path, consistency)
-
-
-WRITE = AppendedFile.write
-
-
-class FullDisk:
-    """Writes nothing to a journal while it is full."""
-
-    def __init__(self) -> None:
-        self.is_full = False
-
-    def write(self, file: AppendedFile, content: bytes) -> int:
-        if self.is_full:
-            raise OSError(28, "No space left on device")
-        return WRITE(file, content)
-
-
-def test_a_full_disk_is_reported_and_nothing_is_missing_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = FullDisk()
-    monkeypatch.setattr(AppendedFile, "write", lambda *each: disk.write(*each))
-    path = tmp_path / "checkpoint.safetensors"
-    with LocalCluster(replace(PLAIN, epochs=100_000), path, workers=1) as cluster:
-        cluster.wait(lambda report: report["version"] > 10)
-        disk.is_full = True
-        report = cluster.wait(lambda report: report["journal_error"] is not None)
-        assert "cannot be written: No space left on device" in report["journal_error"]
-        later = report["version"] + 10
-        cluster.wait(lambda report: report["version"] > later)
-        disk.is_full = False
-        cluster.wait(lambda report: report["journal_error"] is None)
-    journal = read_journal(path.with_suffix(".journal"))
-    assert (journal.fault, journal.version) == (None, read_checkpoint(path).version)

@@ -1,6 +1,5 @@
 """Training in one process over real sockets: every sample once an epoch, as the weights show."""
 
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from threadpoolctl import threadpool_limits
 from dist_net import nn
 from dist_net.data import Dataset
 from dist_net.errors import (
-    CheckpointError,
     FileWriteError,
     JoinRefusedError,
     NoAnswerError,
@@ -174,17 +172,6 @@ def test_one_worker_computes_bit_for_bit_what_one_process_computes(
     assert report["version"] == report["pushes_applied"]
 
 
-def test_with_keys(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) -> None:
-    create_keys(tmp_path / "keys")
-    for role in ROLES:
-        add_keys(tmp_path / "keys", role)
-    with cluster(keys=tmp_path / "keys") as run:
-        workers = [run.start_worker(shares_memory=False), run.start_worker()]
-        run.wait()
-        assert all(worker.result().finished for worker in workers)
-    assert_exact()
-
-
 @pytest.mark.parametrize("parameters", [10_000, 262_360, 5_000_000])
 def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -> None:
     """From 262,136 parameters on a state is longer than any header may be."""
@@ -204,34 +191,6 @@ def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -
         assert worker.result().finished
     assert report["samples"] == 8
     assert report["workers_joined"] - report["workers_lost"] == 1
-
-
-def test_over_a_unix_socket(cluster: OpenCluster, assert_counted: Check, tmp_path: Path) -> None:
-    with cluster(listen=f"ipc://{tmp_path}/server") as run:
-        run.start_worker()
-        run.wait()
-        assert_counted(run.snapshot().weights)
-
-
-@pytest.mark.parametrize("consistency", Consistency)
-def test_a_worker_may_join_in_mid_run(
-    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, consistency: str
-) -> None:
-    joined = threading.Event()
-
-    def pause(runs: int) -> None:
-        if runs == 40:
-            assert joined.wait(60)
-
-    with cluster(consistency=consistency) as run:
-        run.start_worker(local_of=disturbed(recipe, pause))
-        run.wait(lambda report: report["samples"] > 200)
-        run.start_worker()
-        run.wait(lambda report: report["worker_count"] == 2)
-        joined.set()
-        run.wait(lambda report: all(each["pushes"] > 0 for each in report["workers"]))
-        run.wait()
-    assert_exact()
 
 
 @pytest.mark.parametrize("consistency", Consistency)
@@ -277,25 +236,6 @@ def test_a_worker_in_mid_lease_leaves_when_the_run_is_shut_down(
         done = worker.result(60)
     assert done == Ended("enough", finished=False)
     assert len(steps) < 32
-
-
-def test_the_lease_of_a_worker_that_hangs_is_computed_by_another(
-    cluster: OpenCluster, recipe: Recipe, assert_exact: Check
-) -> None:
-    """Its heart beats on, so that it is not lost; the round is late, and the other shares it."""
-    finished = threading.Event()
-
-    def hang(runs: int) -> None:
-        if runs == 30:
-            assert finished.wait(60)
-
-    with cluster() as run:
-        run.start_worker(local_of=disturbed(recipe, hang))
-        run.start_worker()
-        report = run.wait()
-        finished.set()
-    assert_exact()
-    assert report["samples"] == report["samples_total"]
 
 
 def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exact: Check) -> None:
@@ -408,31 +348,6 @@ def test_a_worker_with_other_data_is_refused(
     assert report["workers_joined"] - report["workers_lost"] == 1
 
 
-@pytest.mark.parametrize("consistency", Consistency)
-def test_a_run_is_resumed_in_mid_epoch(
-    cluster: OpenCluster, assert_exact: Check, kept: Path, consistency: str
-) -> None:
-    with cluster(epochs=1000, consistency=consistency) as run:
-        workers = [run.start_worker() for _ in range(3)]
-        run.wait(lambda report: report["workers_joined"] >= 3 and report["samples"] > 300)
-    assert not any(worker.result().finished for worker in workers)
-    epochs = read_checkpoint(kept).ledger["next_epoch"] + 2
-    with cluster(epochs=epochs, consistency=consistency, resume=True) as run:
-        run.start_worker()
-        run.start_worker()
-        report = run.wait()
-    assert_exact(epochs)
-    assert report["samples"] == epochs * 256
-    assert report["workers_joined"] > 3
-
-
-def test_a_run_is_not_resumed_as_another_one(cluster: OpenCluster) -> None:
-    with cluster():
-        pass
-    with pytest.raises(CheckpointError, match=naming("seed", 0, 1)):
-        cluster(seed=1, resume=True).__enter__()
-
-
 class Disk:
     """Stands in for the disk: so many writes fail, and none ends while it is not quick."""
 
@@ -480,22 +395,6 @@ def test_threads_that_ask_a_cluster_take_turns(cluster: OpenCluster) -> None:
         assert {*reports} == {"in-process"}
     with pytest.raises(NoAnswerError, match=naming(run.address, "closed")):
         run.report()
-
-
-def test_a_report_says_what_a_worker_has_and_how_long_its_messages_take(
-    cluster: OpenCluster,
-) -> None:
-    with cluster(epochs=10_000) as run:
-        run.start_worker()
-        report = run.wait(
-            lambda report: any(each["round_trip_s"] > 0 for each in report["workers"])
-        )
-    [worker] = report["workers"]
-    assert 0 < worker["round_trip_s"] < 30
-    assert worker["host"] == socket.gethostname()
-    assert (worker["threads"], worker["starts"]) == (1, 1)
-    assert worker["cores"] >= 1
-    assert worker["blas"]
 
 
 def test_a_checkpoint_that_fails_is_reported_until_one_is_written(

@@ -318,30 +318,28 @@ def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_message_without_an_end_ends_its_connection_only(caplog):
+@pytest.mark.parametrize(
+    ("max_array_bytes", "piece", "count", "reason"),
+    [
+        (2**20, b"\x03" + (2**20).to_bytes(8) + bytes(2**20), 50, "bytes of an incomplete message"),
+        # ZeroMQ takes 64 bytes for each empty frame, 245 MiB for these.
+        (2**25, 40_000 * b"\x01\x00", 100, "too many frames of an incomplete message"),
+    ],
+    ids=["large frames", "empty frames"],
+)
+def test_a_message_without_an_end_ends_its_connection_only(
+    caplog, max_array_bytes, piece, count, reason
+):
+    """Each frame says that more follow."""
     with (
-        ServerSocket([LOOPBACK], max_array_bytes=2**20) as server,
+        ServerSocket([LOOPBACK], max_array_bytes=max_array_bytes) as server,
         ClientSocket(server.contact_addresses[0]) as client,
         raw_dealer(server.contact_addresses[0]) as endless,
     ):
         with suppress(ConnectionError):
-            for _ in range(50):
-                endless.sendall(b"\x03" + (2**20).to_bytes(8) + bytes(2**20))  # more follow
-        wait_for_log(caplog, "bytes of an incomplete message")
-        exchange(server, client)
-    assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
-
-
-def test_a_message_of_countless_frames_without_an_end_ends_its_connection_only(caplog):
-    """ZeroMQ takes 64 bytes for each empty frame, 245 MiB for these."""
-    with (
-        ServerSocket([LOOPBACK], max_array_bytes=2**25) as server,
-        ClientSocket(server.contact_addresses[0]) as client,
-        raw_dealer(server.contact_addresses[0]) as endless,
-    ):
-        with suppress(ConnectionError):
-            endless.sendall(4_000_000 * b"\x01\x00")  # each says that more follow
-        wait_for_log(caplog, "too many frames of an incomplete message")
+            for _ in range(count):
+                endless.sendall(piece)
+        wait_for_log(caplog, reason)
         exchange(server, client)
     assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
 
@@ -517,43 +515,31 @@ def test_a_message_of_countless_frames_is_skipped_in_small_pieces(server, client
     assert turns >= 5  # between which a server's loop goes on with all else
 
 
-def test_strangers_do_not_keep_workers_out(keys, monkeypatch, caplog):
+def test_strangers_keep_out_no_worker_and_no_process_of_this_host(
+    keys, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(connections, "max_connections", lambda: 8)
     with ExitStack() as opened:
-        server = opened.enter_context(ServerSocket([LOOPBACK], load_server_keys(keys)))
-        address = server.contact_addresses[0]
+        listen = [f"ipc://{tmp_path}/socket", LOOPBACK]
+        server = opened.enter_context(ServerSocket(listen, load_server_keys(keys)))
+        ours, address = server.contact_addresses
         host, _, port = address.removeprefix("tcp://").rpartition(":")
+        local = opened.enter_context(ClientSocket(ours))
         member = opened.enter_context(ClientSocket(address, load_peer_keys(keys)))
-        exchange(server, member)
+        for client in (local, member):
+            exchange(server, client)
         strangers = [
             opened.enter_context(socket.create_connection((host, int(port)))) for _ in range(50)
         ]
         wait_for_log(caplog, "more than 8 connections")
         late = opened.enter_context(ClientSocket(address, load_peer_keys(keys)))
-        exchange(server, late)
-        exchange(server, member)
+        for client in (late, member, local):
+            exchange(server, client)
         for stranger in strangers[:40]:  # those that were there for longest were sent away
             stranger.settimeout(DEADLINE_S)
             with suppress(ConnectionResetError):
                 while stranger.recv(64):
                     pass
-
-
-def test_strangers_do_not_drive_out_a_process_of_this_host(keys, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(connections, "max_connections", lambda: 8)
-    listen = [f"ipc://{tmp_path}/socket", LOOPBACK]
-    with ExitStack() as opened:
-        server = opened.enter_context(ServerSocket(listen, load_server_keys(keys)))
-        ours, theirs = server.contact_addresses
-        host, _, port = theirs.removeprefix("tcp://").rpartition(":")
-        client = opened.enter_context(ClientSocket(ours))
-        client.send(Heartbeat(7))
-        node, _ = server.receive(DEADLINE_S)
-        for _ in range(20):
-            opened.enter_context(socket.create_connection((host, int(port))))
-        wait_for_log(caplog, "more than 8 connections")
-        assert server.send(node, Alive())
-        assert client.receive(DEADLINE_S) == Alive()
 
 
 # Peers that vanish, or never were
@@ -592,19 +578,15 @@ def send_error(client: ClientSocket) -> NoAnswerError | None:
     return None
 
 
-def test_nobody_listening_is_named():
-    address = f"tcp://127.0.0.1:{free_port()}"
+@pytest.mark.parametrize("kind", ["tcp", "ipc"])
+def test_nobody_listening_is_named(tmp_path, kind):
+    address = f"tcp://127.0.0.1:{free_port()}" if kind == "tcp" else f"ipc://{tmp_path}/nobody"
     with ClientSocket(address) as client:
         client.send(Heartbeat(1))
         assert client.receive(0.01) is None
         error = str(client.no_answer(waited_s=5.0))
     assert f"no answer from {address} in 5 s" in error
     assert "no server listens" in error
-
-
-def test_a_unix_socket_without_a_server_is_named(tmp_path):
-    with ClientSocket(f"ipc://{tmp_path}/nobody") as client:
-        assert "no server listens" in str(client.no_answer(5.0))
 
 
 def test_a_listener_of_something_else_is_named():
@@ -627,12 +609,6 @@ def test_a_busy_server_is_named(client):
 
 
 # Addresses that cannot be listened on
-
-
-def test_a_port_in_use_is_named(server):
-    address = server.contact_addresses[0]
-    with pytest.raises(AddressError, match=naming(address)):
-        ServerSocket([address])
 
 
 def test_an_address_of_another_host_is_named(keys):
@@ -659,9 +635,10 @@ def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
     assert (tmp_path / "thesis").read_text() == "years of work"
 
 
-def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
-    address = f"ipc://{tmp_path}/socket"
-    with ServerSocket([address]) as server:
+@pytest.mark.parametrize("listen", ["ipc://{tmp}/socket", LOOPBACK])
+def test_an_address_in_use_is_named_and_not_taken_over(tmp_path, listen):
+    with ServerSocket([listen.format(tmp=tmp_path)]) as server:
+        [address] = server.contact_addresses
         with pytest.raises(AddressError, match=naming(address)):
             ServerSocket([address])
         with ClientSocket(address) as client:
@@ -705,22 +682,6 @@ def assert_kept_out(server: ServerSocket, client: ClientSocket, cause: str) -> N
             assert client.receive(0.05) is None
     assert server.receive(SILENCE_S) is None
     assert cause in str(client.no_answer(SILENCE_S))
-
-
-def test_a_worker_on_the_allow_list_is_let_in(secured_server, keys):
-    with ClientSocket(secured_server.contact_addresses[0], load_peer_keys(keys)) as client:
-        exchange(secured_server, client)
-
-
-def test_a_frame_may_be_as_long_with_keys_as_without(keys):
-    gradient = np.zeros(2**18, np.float32)
-    with (
-        ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
-        ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
-    ):
-        client.send(a_push(gradient))
-        _, push = server.receive(DEADLINE_S)
-        np.testing.assert_array_equal(push.state, gradient)
 
 
 def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys, tmp_path, caplog):
@@ -793,14 +754,14 @@ def test_a_key_may_do_what_its_role_is_for(secured_server, keys, role, message, 
             assert "undecodable" not in caplog.text
 
 
-def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
-    address = secured_server.contact_addresses[0]
-    new_keys = load_peer_keys(add_keys(keys, name="late"))
-    with ClientSocket(address, new_keys) as late:
-        exchange(secured_server, late)
-    (keys / "workers/late.key").unlink()
-    with ClientSocket(address, new_keys) as late:
-        assert_kept_out(secured_server, late, "refuses these keys")
+def refusal_of(server: ServerSocket, client: ClientSocket) -> Refuse:
+    """The answer once the server, which looks at the files twice a second, refuses the key."""
+    refusal = None
+    while refusal is None:
+        client.send(Heartbeat(1))
+        server.receive(DEADLINE_S)
+        refusal = client.receive(0.05)
+    return refusal
 
 
 def test_whoever_is_shut_out_is_told_so_and_cut_off(secured_server, keys, caplog):
@@ -808,17 +769,12 @@ def test_whoever_is_shut_out_is_told_so_and_cut_off(secured_server, keys, caplog
     with ClientSocket(secured_server.contact_addresses[0], late_keys) as late:
         exchange(secured_server, late)
         assert revoke(keys, "late") == ["workers/late"]
-        refusal = None
-        while refusal is None:  # the server looks at the files twice a second
-            late.send(Heartbeat(1))
-            secured_server.receive(DEADLINE_S)
-            refusal = late.receive(0.05)
+        refusal = refusal_of(secured_server, late)
         assert "no longer admitted" in refusal.reason
         assert not refusal.may_rejoin
-        deadline = time.monotonic() + DEADLINE_S
-        while "its key was revoked" not in caplog.text:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_log(caplog, "its key was revoked")
+    with ClientSocket(secured_server.contact_addresses[0], late_keys) as late:
+        assert_kept_out(secured_server, late, "refuses these keys")
 
 
 def test_a_token_lets_in_a_key_and_nothing_else(secured_server, keys):
@@ -848,12 +804,7 @@ def test_a_damaged_key_file_admits_nobody_and_keeps_no_revoked_key(secured_serve
         exchange(secured_server, late)
         with pytest.raises(KeyFileError, match=r"damaged\.key"):
             revoke(keys, "late")
-        refusal = None
-        while refusal is None:  # the server looks at the files twice a second
-            late.send(Heartbeat(1))
-            secured_server.receive(DEADLINE_S)
-            refusal = late.receive(0.05)
-        assert not refusal.may_rejoin
+        assert not refusal_of(secured_server, late).may_rejoin
     assert caplog.text.count("allow_list_unreadable") == 1
 
 

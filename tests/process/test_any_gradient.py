@@ -62,7 +62,7 @@ def test_a_gradient_that_holds_the_interpreters_lock_makes_progress(
     start: Start, here: Here, tmp_path: Path
 ) -> None:
     """As native code may: no thread of its worker sends heartbeats meanwhile."""
-    recipe, run, samples = tmp_path / "holding.py", tmp_path / "run", 6 * 16
+    recipe, run, samples = tmp_path / "holding.py", tmp_path / "run", 4 * 16
     held = LINE.read_text().replace("= 640,", f"= {samples},").replace("epochs=8", "epochs=1")
     held = held.replace("    error = X[rows]", "    LIBC.usleep(1_700_000)\n    error = X[rows]")
     recipe.write_text(f"import ctypes\n\nLIBC = ctypes.PyDLL(None)\n{held}")
@@ -89,6 +89,7 @@ def test_a_loop_of_a_program_takes_part_and_may_leave(
         *("train", recipe, "--run-dir", run, "--workers", "0", "--listen", "tcp://127.0.0.1:0")
     )
     token = server.says(r"echo (\w+) \|")[1]
+    server.says("--workers 0")  # that it waits for workers
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # of a user who has not trained with it
     with pytest.raises(UntrustedRecipeError):
         next(dist_net.join(token))

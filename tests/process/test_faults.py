@@ -80,22 +80,6 @@ def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     assert_noticed(run, victim)
 
 
-def test_a_worker_is_stopped_and_goes_on_later(
-    start: Start, counting: str, run: Path, assert_goes_on_exactly: Callable[[], None]
-) -> None:
-    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
-    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
-    os.kill(train.children["worker-0"], signal.SIGSTOP)
-    train.report(lambda report: report["workers_lost"] >= 1)
-    os.kill(train.children["worker-0"], signal.SIGCONT)
-    train.report(lambda report: report["workers_joined"] >= 3)
-    assert_noticed(run, "worker-0")
-    train.report(lambda report: report["workers"][-1]["pushes"] > 0)
-    train.process.send_signal(signal.SIGINT)
-    assert train.ends() == 130
-    assert_goes_on_exactly()
-
-
 @pytest.mark.main_path
 def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
     start: Start, counting: str, run: Path
@@ -228,22 +212,6 @@ def assert_end_by_themselves(orphans: dict[str, int], eventually: Eventually) ->
     eventually(all_have_ended)
     for name, process_id in orphans.items():
         assert codes[process_id] == (0 if name == "server" else 130)
-
-
-def test_the_command_itself_is_killed(
-    start: Start,
-    counting: str,
-    run: Path,
-    assert_goes_on_exactly: Callable[[], None],
-    eventually: Eventually,
-) -> None:
-    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
-    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
-    orphans = train.children
-    train.process.kill()
-    assert train.ends() == -signal.SIGKILL
-    assert_end_by_themselves(orphans, eventually)
-    assert_goes_on_exactly()
 
 
 def test_a_joined_host_waits_for_the_command_that_was_killed_and_its_losses_are_counted(

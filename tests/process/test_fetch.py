@@ -137,37 +137,26 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_broke(server, cache):
     assert (cache / FILE.name).read_bytes() == CONTENT
 
 
-def test_a_later_call_resumes_what_an_earlier_one_left(server, cache):
+@pytest.mark.parametrize(
+    ("behaviour", "asked"),
+    [
+        ({}, [f"bytes={HALF}-"]),
+        ({"ignores_range": True}, [f"bytes={HALF}-"]),
+        ({"range_off_by": 1}, [f"bytes={HALF}-", None]),
+    ],
+    ids=["resumed", "sent whole", "begun anew"],
+)
+def test_a_later_call_resumes_what_an_earlier_one_left(server, cache, behaviour, asked):
     server.cut_after, server.good_requests = HALF, 1
-    with pytest.raises(SourceError, match="HTTP 404"):
+    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "HTTP 404")):
         fetch_from(server, cache)
     assert not FILE.is_cached(cache)
-    server.cut_after, server.good_requests = None, 1000
     server.ranges.clear()
+    vars(server).update({"cut_after": None, "good_requests": 1000} | behaviour)
     fetch_from(server, cache)
-    assert server.ranges == [f"bytes={HALF}-"]
+    assert server.ranges == asked
+    assert (cache / FILE.name).read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
-
-
-def test_a_server_that_ignores_the_range_sends_it_all_again(server, cache):
-    server.cut_after, server.good_requests = HALF, 1
-    with pytest.raises(SourceError):
-        fetch_from(server, cache)
-    server.cut_after, server.good_requests, server.ignores_range = None, 1000, True
-    fetch_from(server, cache)
-    assert server.ranges[-1] == f"bytes={HALF}-"
-    assert (cache / FILE.name).read_bytes() == CONTENT
-
-
-def test_a_wrong_range_is_discarded_and_the_download_starts_over(server, cache):
-    server.cut_after, server.good_requests = HALF, 1
-    with pytest.raises(SourceError):
-        fetch_from(server, cache)
-    server.cut_after, server.good_requests, server.range_off_by = None, 1000, 1
-    server.ranges.clear()
-    fetch_from(server, cache)
-    assert server.ranges == [f"bytes={HALF}-", None]
-    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_already_is_fetched_anew(server, cache):
@@ -224,13 +213,6 @@ def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
 def test_a_body_that_never_ends_is_refused(server, cache):
     server.body = BODY * 3
     with pytest.raises(SourceError, match=f"{len(CONTENT):,} bytes"):
-        fetch_from(server, cache)
-    assert names_in(cache) == []
-
-
-def test_a_missing_file_says_so(server, cache):
-    server.good_requests = 0
-    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "HTTP 404")):
         fetch_from(server, cache)
     assert names_in(cache) == []
 
@@ -445,24 +427,6 @@ def test_weights_are_fetched_as_they_are_and_only_once(published, tmp_path):
     assert fetch_toy(tmp_path)[0] == path
     assert published.ranges == [None]
     assert [file.name for file in path.parent.iterdir()] == ["toy.weights"]
-
-
-def test_weights_are_resumed_where_an_earlier_call_was_cut_off(published, tmp_path):
-    published.cut_after, published.good_requests = 50_000, 1
-    with pytest.raises(FetchError):
-        fetch_toy(tmp_path)
-    published.cut_after, published.good_requests = None, 1000
-    path, _ = fetch_toy(tmp_path)
-    assert published.ranges[-1] == "bytes=50000-"
-    assert path.read_bytes() == WEIGHTS
-
-
-def test_weights_come_whole_from_a_server_that_knows_no_ranges(published, tmp_path):
-    published.cut_after, published.good_requests = 50_000, 1
-    with pytest.raises(FetchError):
-        fetch_toy(tmp_path)
-    published.cut_after, published.good_requests, published.ignores_range = None, 1000, True
-    assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
 
 
 def test_weights_with_the_header_of_another_version_are_as_good(published, tmp_path):

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,35 +194,6 @@ def test_an_order_may_be_cancelled_before_its_process_is_born(forks: Forks, is_s
     cancelled.kill()
 
 
-def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
-    loop: asyncio.AbstractEventLoop, logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_processes, "FORK_SERVER", "forker")
-    ended: list[int] = []
-
-    async def live() -> list[int]:
-        specs = [ProcessSpec("one", "work", ("wait", str(logs / "gate")))]
-        processes = PoolProcesses(specs, NO_MODELS, logs)
-        supervising = processes.start(
-            lambda _, child: ended.append(child.process_id), is_member, print
-        )
-        lives = []
-        async with asyncio.timeout(60):
-            for _ in range(2):
-                while (ready := words_of(logs / "one.out"))[:1] != ["READY"] or ready[2] in lives:
-                    await asyncio.sleep(0.01)
-                lives.append(ready[2])
-                os.kill(int(ready[2]), signal.SIGKILL)
-            while len(ended) < 2:
-                await asyncio.sleep(0.01)
-        processes.close(1.0)
-        await asyncio.wait([supervising])
-        return [int(each) for each in lives]
-
-    assert loop.run_until_complete(live()) == ended
-    assert not children_of(os.getpid(), "forker")
-
-
 def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_up(
     loop: asyncio.AbstractEventLoop, logs: Path
 ) -> None:
@@ -288,15 +258,3 @@ def is_member(*_: object) -> bool:
 
 def words_of(file: Path) -> list[str]:
     return file.read_text().split() if file.exists() else []
-
-
-def children_of(process_id: int, module: str) -> list[str]:
-    """Return the process ids of children that run this module."""
-    stats = Path("/proc").glob("[0-9]*/stat")
-    read = partial(Path.read_text, errors="replace")
-    return [
-        each.parent.name
-        for each in stats
-        if read(each).rpartition(")")[2].split()[1] == str(process_id)
-        and module in read(each.parent / "cmdline").split("\0")
-    ]

@@ -201,30 +201,6 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     assert exit_code(worker) == 0
 
 
-def test_versions_are_answered_side_by_side(
-    gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
-) -> None:
-    newer = described(digits_model(1), "digits", 2, tmp_path)
-    for description in (digits, newer, newer):
-        assert load(gateway, worker, description) == Loaded("digits", description.version, "")
-    image = dataset_named("digits").test_inputs[:1].tobytes()
-    answers = []
-    for version in (1, 2, 1):
-        gateway.tells(RunBatch(version, "digits", version, False, (image,)))
-        answers.append(bytes(gateway.hears(BatchDone, worker).payloads[0]))
-    assert answers[0] == answers[2] != answers[1]
-
-
-def test_a_version_that_cannot_be_loaded_is_told_of(
-    gateway: Gateway, worker: Child, digits: ModelDescription
-) -> None:
-    other = ModelDescription.from_json(
-        digits.to_json().replace(load_recipe("digits").file_digests["recipe.py"], "0" * 64)
-    )
-    assert "differs from the recipe of" in load(gateway, worker, other).reason
-    assert load(gateway, worker, digits).reason == ""
-
-
 def test_a_description_that_names_a_python_file_is_refused(
     gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
 ) -> None:

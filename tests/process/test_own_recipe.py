@@ -1,7 +1,6 @@
 """A recipe of a user's own, with a file and data beside it, from training to its last answer."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,13 +77,3 @@ def test_a_run_of_an_own_recipe_is_whole_in_itself(
         refused = start(command, str(run), *(images[:1] if command == "predict" else ()))
         assert refused.ends() != 0
         assert f"{run}/layers.py" in refused.stderr
-
-
-def test_debug_shows_where_an_error_is_from(start: Start, recipe: Path) -> None:
-    recipe.write_text("1 / 0")
-    for options, shows_traceback in (((), False), (("--debug",), True)):
-        command = start("train", str(recipe), *options)
-        assert command.ends() == 2
-        last = command.stderr.splitlines()[-1]
-        assert re.match(f"dist-net train: .*{recipe}:1: ZeroDivisionError", last)
-        assert ("Traceback" in command.stderr) == shows_traceback

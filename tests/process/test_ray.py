@@ -151,20 +151,6 @@ def test_a_run_is_placed_by_cpus_and_shares_memory_on_the_servers_node(
 
 
 @pytest.mark.slow
-def test_local_steps_on_several_nodes_are_exact_and_replayed(
-    node: Callable[[int], str], nodes: RayNodes, start: Start, tmp_path: Path
-) -> None:
-    node(2)
-    node(2)
-    run = str(tmp_path / "run")
-    words = ("--cluster", "ray", "--address", nodes.address, "--run-dir", run, "--json")
-    report = start("train", "digits", "--epochs", "6", "--local-steps", "8", *words).result()
-    assert report["samples"] == 6 * 1437
-    assert report["pushes_applied"] < 6 * 1437 / 32
-    assert start("replay", run, "--json").result()["matches"]
-
-
-@pytest.mark.slow
 def test_workers_follow_nodes_that_come_and_go(
     train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes
 ) -> None:
@@ -186,22 +172,6 @@ def test_workers_follow_nodes_that_come_and_go(
     assert training.command.ends() == 130
     assert "--cluster ray --workers auto" in training.command.stderr
     assert not training.processes
-
-
-@pytest.mark.slow
-def test_another_node_gets_the_workers_of_one_that_is_removed(
-    train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes
-) -> None:
-    node(2)
-    removed = nodes.add(1)
-    training = train("--workers", "2", "--epochs", "1000")
-    training.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
-    node(1)
-    nodes.kill(removed)
-    training.command.says("node is gone.*restarting")
-    report = training.command.result()
-    assert report["samples"] == 1000 * SAMPLES
-    assert_exact(training.run, 1000)
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from dist_net import Client
 from dist_net.errors import (
     BadRequestError,
     DistNetError,
-    ModelNotServedError,
     PoolUnavailableError,
     ShapeError,
 )
@@ -179,37 +177,31 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.main_path), signal.SIGSTOP]
+    ("number", "workers"),
+    [
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.main_path),
+        (signal.SIGSTOP, 2),
+        (signal.SIGKILL, 1),
+    ],
 )
-def test_a_lost_worker_costs_no_request_and_is_replaced(serve, net, expected, eventually, number):
-    pool = serve(net.source, "--workers", "2")
-    before = pool.all_workers(2)
+def test_a_lost_worker_costs_no_request_and_is_replaced(
+    serve, net, expected, eventually, number, workers
+):
+    pool = serve(net.source, "--workers", str(workers))
+    before = pool.all_workers(workers)
     with Load(pool.address) as load:
         eventually(lambda: len(load.answers) > 200)
         os.kill(before["worker-0"], number)
         eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
-        count = len(load.answers)
-        eventually(lambda: len(load.answers) > count + 200)
-    load.require_right(expected)
-    assert pool.workers()["worker-1"] == before["worker-1"]
-    assert not Path(f"/proc/{before['worker-0']}/exe").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_last_worker_lost_costs_no_request_either(serve, net, expected, eventually, number):
-    pool = serve(net.source, "--workers", "1")
-    (worker,) = pool.workers().values()
-    with Load(pool.address) as load:
-        eventually(lambda: len(load.answers) > 200)
-        os.kill(worker, number)
-        eventually(lambda: pool.get("/v2/health/ready")[0] != 200)
         eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
         count = len(load.answers)
         eventually(lambda: len(load.answers) > count + 200)
-    unavailable = [each for each in load.errors if "worker" in str(each)]
-    assert unavailable == load.errors  # refused while there was none, honestly; nothing else failed
-    load.errors.clear()
+    if workers == 1:  # refused while there was none; nothing else failed
+        assert all("worker" in str(each) for each in load.errors), load.errors[:3]
+        load.errors.clear()
     load.require_right(expected)
+    assert pool.workers().items() >= before.items() - {("worker-0", before["worker-0"])}
+    assert not Path(f"/proc/{before['worker-0']}/exe").exists()
 
 
 @pytest.mark.main_path
@@ -290,7 +282,7 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
         for load in loads:
             load.start()
         try:
-            for version in range(2, 14):
+            for version in range(2, 8):
                 configuration.write_text(texts[(version - 1) % 2])
                 operator.reload(TINY, timeout_s=60)
                 for index in [0, 1] * 8:
@@ -304,33 +296,20 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
             for load in loads:
                 load.stop()
     answered += [(i // 2, version) for i, load in enumerate(loads) for version in load.versions]
-    assert len(answered) > 100
+    assert len(answered) > 48
     assert {version % 2 for index, version in answered if index == 0} == {1}
     assert {version % 2 for index, version in answered if index == 1} == {0}
     assert all("shape" in reason for load in loads for reason in load.refused)
 
 
-def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
-    (weights,) = net.directory.glob("*.weights")
-    labels = net.directory / "labels.txt"
-    copy = weights.with_name("copy.weights")
-    copy.write_bytes(weights.read_bytes())
-    other = f"other={net.directory / 'net.cfg'},weights={copy},labels={labels}"
-    pool = serve(net.source, other, "--workers", "1")
-    copy.unlink()
-    os.mkfifo(copy)  # which nobody writes to, as a file of a server that is gone
-    with Client(pool.address) as client:
-        with pytest.raises(DistNetError):
-            client.reload("other", timeout_s=0.1)
-        assert client.reload(TINY, timeout_s=60) == 2
-        assert client.infer("other", ROWS[0]).version == 1
-
-
-def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expected, eventually):
-    pool = serve(net.source, "--workers", "2")
+def test_workers_are_replaced_though_prepared_weights_and_logs_were_removed(
+    serve, net, expected, tmp_path, eventually
+):
+    pool = serve(net.source, "--workers", "2", "--log-dir", str(tmp_path / "logs"))
     (prepared,) = net.directory.glob("*.prepared")
     before = pool.all_workers(2)
     prepared.unlink()
+    shutil.rmtree(tmp_path / "logs")
     for process_id in before.values():
         os.kill(process_id, signal.SIGKILL)
     eventually(lambda: pool.get(f"/v2/models/{TINY}/versions/2/ready")[0] == 200)
@@ -338,17 +317,6 @@ def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expec
         found = client.infer(TINY, ROWS[:8])
     np.testing.assert_allclose(found.probabilities, expected[:8], atol=1e-6)
     assert prepared.exists()
-
-
-def test_a_worker_is_replaced_though_the_directory_of_logs_was_removed(
-    serve, net, tmp_path, eventually
-):
-    pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
-    before = pool.all_workers(1)
-    shutil.rmtree(tmp_path / "logs")
-    os.kill(before["worker-0"], signal.SIGKILL)
-    eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
-    eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
 
 
 def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually):
@@ -366,20 +334,6 @@ def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually)
     eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
     with Client(pool.address, timeout_s=60) as client:
         assert client.reload(TINY, timeout_s=60) == 2
-
-
-def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
-    pool = serve(net.source, "--workers", "1")
-    assert pool.post(f"/v2/repository/models/{TINY}/unload")[0] == 200
-    for path in (f"/v2/models/{TINY}", f"/v2/models/{TINY}/ready", f"/v2/models/{TINY}/versions/1"):
-        assert pool.get(path)[0] == 404
-    assert pool.post(f"/v2/models/{TINY}/infer", b"{}")[0] == 404
-    assert pool.post(f"/v1/models/{TINY}/classify", b"image")[0] == 404
-    with Client(pool.address) as client:
-        with pytest.raises(ModelNotServedError, match="unload"):
-            client.infer(TINY, ROWS[0])
-        assert client.reload(TINY, timeout_s=60) == 2
-        assert client.infer(TINY, ROWS[0]).version == 2
 
 
 @pytest.mark.main_path
@@ -426,11 +380,12 @@ def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
     assert "(logs: " in last
 
 
-def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
+def test_all_processes_of_a_killed_gateway_end_and_the_log_of_a_killed_worker_stays(
     serve, net, tmp_path, eventually
 ):
-    pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
-    workers = pool.all_workers(1)
+    pool = serve(net.source, "--workers", "2", "--log-dir", str(tmp_path / "logs"))
+    workers = pool.all_workers(2)
+    assert set(pool.command.children) == {"fork-server", *workers}
     os.kill(workers["worker-0"], signal.SIGKILL)
     said = pool.command.says(r"worker-0: .*code -9 \(log: (\S+)\)")
     children = pool.command.children.values()
@@ -442,15 +397,6 @@ def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
     assert f"loaded model={net.name} version=1" in log.read_text()
 
 
-def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
-    pool = serve(net.source, "--workers", "2")
-    workers = pool.all_workers(2)
-    children = pool.command.children
-    assert set(children) == {"fork-server", *workers}
-    pool.command.process.kill()
-    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
-
-
 def test_a_pool_starts_answers_and_ends_without_a_fork_server(serve, net, expected, eventually):
     pool = serve(net.source, "--workers", "2", packages=OTHER_SYSTEM)
     workers = pool.all_workers(2)
@@ -459,7 +405,7 @@ def test_a_pool_starts_answers_and_ends_without_a_fork_server(serve, net, expect
     eventually(lambda: pool.workers().get("worker-0") not in (None, workers["worker-0"]))
     with Client(pool.address, timeout_s=60) as client:
         np.testing.assert_array_equal(client.infer(net.name, ROWS[:8]).probabilities, expected[:8])
-        assert client.reload(net.name) == 2
+        assert client.reload(net.name, timeout_s=60) == 2
     workers = pool.all_workers(2)
     pool.command.process.kill()
     eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in workers.values()))
@@ -486,31 +432,16 @@ time.sleep(600)
     eventually(lambda: not any(Path(f"/proc/{int(each)}/exe").exists() for each in processes))
 
 
-def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
-    pool = serve(net.source, "--workers", "4")
-    before = pool.all_workers(4)
-    process_id = pool.command.process.pid
-    os.kill(process_id, signal.SIGSTOP)
-    time.sleep(5.0)  # longer than the silence that a worker of another host accepts, 4.5 s
-    os.kill(process_id, signal.SIGCONT)
-    with Client(pool.address, timeout_s=60) as client:
-        np.testing.assert_array_equal(client.infer(net.name, ROWS[:8]).probabilities, expected[:8])
-    assert pool.workers() == before
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
-    serve, net, expected, eventually, number
+    serve, net, expected, eventually
 ):
     pool = serve(net.source, "--workers", "3")
     before = pool.all_workers(3)
     forks = pool.command.children["fork-server"]
-    # It takes seconds to be sure that a fork server hangs.
     with Load(pool.address, pause_s=0.02) as load:
-        os.kill(forks, number)
-        if number == signal.SIGKILL:
-            eventually(lambda: pool.command.children.get("fork-server") not in (None, forks))
-            assert pool.workers() == before
+        os.kill(forks, signal.SIGKILL)
+        eventually(lambda: pool.command.children.get("fork-server") not in (None, forks))
+        assert pool.workers() == before
         os.kill(before["worker-0"], signal.SIGKILL)
         eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
         count = len(load.answers)
@@ -521,7 +452,6 @@ def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
     assert (
         pool.workers().items() >= {name: before[name] for name in ("worker-1", "worker-2")}.items()
     )
-    assert pool.command.children["fork-server"] != forks
     pool.command.process.send_signal(signal.SIGINT)
     assert pool.command.ends() == 130
     assert not [*pool.command.temporary.iterdir()]

@@ -50,7 +50,10 @@ TRITON_CLIENT = """
     image = open(f"{directory}/image.png", "rb").read()  # the last of the rows
     client = http.InferenceServerClient(address, concurrency=4)
     assert client.is_server_ready() and client.is_model_ready("tiny")
-    assert client.get_model_metadata("tiny")["inputs"][0]["shape"] == [-1, 28, 28, 1]
+    assert not client.is_model_ready("none") and client.is_model_ready("tiny", "1")
+    assert client.get_server_metadata()["name"] == "dist_net"
+    assert client.get_model_metadata("tiny", "1")["inputs"][0]["shape"] == [-1, 28, 28, 1]
+    assert client.get_model_config("tiny")["max_batch_size"] == 8
 
     def tensor(is_binary):
         tensor = http.InferInput("input", rows.shape, "FP32")
@@ -66,8 +69,11 @@ TRITON_CLIENT = """
             "tiny",
             [tensor(asks_binary)],
             outputs=wanted(answers_binary),
+            request_id="mine",
             response_compression_algorithm=compression,
+            timeout=60_000_000,
         )
+        assert result.get_response()["id"] == "mine"
         np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=1e-6)
     waiting = [client.async_infer("tiny", [tensor(True)]) for _ in range(20)]
     for each in waiting:
@@ -86,14 +92,20 @@ TRITON_CLIENT = """
     found = client.infer("tiny", [encoded]).as_numpy("probabilities")
     np.testing.assert_allclose(found, expected[-1:], atol=1e-6)
 
+    def require_refused(status, word, model="tiny", **options):
+        try:
+            client.infer(model, [tensor(True)], **options)
+        except InferenceServerException as error:
+            assert error.status() == status and word in error.message(), error
+        else:
+            raise AssertionError(f"{model} has answered")
+
+    require_refused("404", "tiny", "none")
+    require_refused("501", "priority", priority=1)
+    require_refused("501", "sequence_id", sequence_id=1)
     client.unload_model("tiny")
     assert not client.is_model_ready("tiny") and client.is_server_live()
-    try:
-        client.infer("tiny", [tensor(True)])
-    except InferenceServerException as error:
-        assert error.status() == "404" and "unload" in error.message(), error
-    else:
-        raise AssertionError("a model that was unloaded has answered")
+    require_refused("404", "unload")
     client.load_model("tiny")
     assert client.is_model_ready("tiny")
     result = client.infer("tiny", [tensor(True)])
@@ -156,6 +168,8 @@ def test_perf_analyzer(serve: Any, net: Net) -> None:
     throughput = re.search(r"Throughput: ([0-9.]+) infer/sec", done.stdout)
     assert throughput is not None, done.stdout
     assert float(throughput[1]) > 0, done.stdout
+    # What it makes of the server's statistics before and after.
+    assert re.search(r"Inference count: [1-9]", done.stdout), done.stdout
 
 
 @pytest.fixture
@@ -218,6 +232,17 @@ def test_beyond_this_host_by_tls_with_a_token(
         client.models()
     with Client(address, certificates=certificate) as client, pytest.raises(AccessRefusedError):
         client.models()
+    if shutil.which("curl"):
+        image = tmp_path / "image.png"
+        Image.fromarray(np.zeros(TINY_SHAPE[:2], np.uint8)).save(image)
+        curl = ("curl", "--silent", "--show-error", "--cacert", certificate)
+        curl = (*curl, "--header", f"Authorization: Bearer {TOKEN}")
+        classify = f"{address}/v1/models/{TINY}/classify"
+        assert "predictions" in run(*curl, "--data-binary", f"@{image}", classify)
+        forms = ("--form", f"a=@{image}", "--form", f"b=@{image};filename=other.png")
+        assert "other.png" in run(*curl, *forms, classify)
+        raw = ("--header", "Inference-Header-Content-Length: 0", "--data-binary", f"@{image}")
+        assert "probabilities" in run(*curl, *raw, f"{address}/v2/models/{TINY}/infer")
     trusting = "--token-file", str(tmp_path / "token"), "--certificates", str(certificate)
     assert start("status", address, *trusting, "--json").result()["is_ready"]
     reload = start("reload", TINY, "--connect", address, *trusting, "--json")

@@ -112,7 +112,8 @@ def test_files_of_others_are_served(serve: Start, colours: str, tmp_path: Path) 
     (green,) = (picture(tmp_path / "green.png", (0, 255, 0)),)
     _, answer = pool.post("/v1/models/colours/classify", green.read_bytes())
     assert answer["predictions"][0]["label"] == "green"
-    with Client(pool.address) as client:
+    # A reload starts a process that imports ONNX Runtime: 10 s are too few on two busy cores.
+    with Client(pool.address, timeout_s=60) as client:
         rows = np.tile(NUMBERS, (10, 1))
         outputs = client.predict("several", {"numbers": rows, "count": np.ones((20, 1), int)})
         assert np.array_equal(outputs["product"], rows)

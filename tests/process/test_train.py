@@ -211,7 +211,7 @@ def test_a_worker_that_cannot_be_started_ends_the_run_with_the_command_that_resu
     assert start(*shlex.split(command)[1:], "--json").result()["samples"] == 2 * 256
 
 
-def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run_ended_once(
+def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_ended(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "run")
@@ -222,6 +222,18 @@ def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run
     token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
     status = shlex.split(server.says(r"its state: .* status (.*)")[1])
     assert start("status", *status, "--json").result()["state"] == "waiting"
+    port = status[0].rpartition(":")[2]
+    same_user = ["env", f"TMPDIR={server.temporary}"]
+    for host in (socket.gethostname(), "127.0.0.1"):
+        found = start("status", f"tcp://{host}:{port}", "--json", prefix=same_user)
+        assert found.result()["state"] == "waiting"
+    elsewhere = start("status", f"tcp://127.0.0.1:{port}")
+    assert elsewhere.ends() == 1
+    [said] = elsewhere.stderr.splitlines()
+    # The server may close the connection before ZeroMQ has read that it uses keys.
+    assert re.search(r"requires keys(: | \()pass --keys DIR", said)
+    assert said.endswith(f"status tcp://127.0.0.1:{port} --keys RUN_DIRECTORY/keys/operator")
+
     joined = start("join", token, "--workers", "2", "--trust-recipe")
     address = joined.says(r"joining (tcp://\S+) with")[1]
     joined.says(r"epoch [\d.]+/100000, .* left: .* samples/s")  # without a terminal
@@ -233,28 +245,6 @@ def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run
     assert joined.ends() == 1
     assert joined.stderr.count("SIGTERM") == 1
     assert f"parameter server on {socket.gethostname()}" in joined.stderr.splitlines()[-1]
-
-
-def test_status_finds_the_keys_of_a_run_or_prints_the_command_that_names_them(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    server = start(
-        *("parameter-server", counting, "--epochs", "100000", "--run-dir", str(tmp_path / "run")),
-        *("--listen", "tcp://0.0.0.0:0"),
-    )
-    port = server.says(r"its state: .* status tcp://\S+:(\d+)")[1]
-    same_user = ["env", f"TMPDIR={server.temporary}"]
-    for host in (socket.gethostname(), "127.0.0.1"):
-        status = start("status", f"tcp://{host}:{port}", "--json", prefix=same_user)
-        assert status.result()["state"] == "waiting"
-    elsewhere = start("status", f"tcp://127.0.0.1:{port}")
-    assert elsewhere.ends() == 1
-    [said] = elsewhere.stderr.splitlines()
-    # The server may close the connection before ZeroMQ has read that it uses keys.
-    assert re.search(r"requires keys(: | \()pass --keys DIR", said)
-    assert said.endswith(f"status tcp://127.0.0.1:{port} --keys RUN_DIRECTORY/keys/operator")
-    server.process.send_signal(signal.SIGINT)
-    assert server.ends() == 130
 
 
 def test_several_interrupts_lose_nothing_of_how_to_go_on(
@@ -285,17 +275,6 @@ def test_an_interrupt_while_modules_are_imported_prints_no_traceback(tmp_path: P
         timeout=120,
     )
     assert (command.returncode, command.stdout, command.stderr) == (130, b"", b"")
-
-
-def test_a_run_without_workers_of_its_own_says_that_it_waits(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    asked = ["train", counting, "--workers", "0", "--epochs", "2", "--run-dir", str(tmp_path / "r")]
-    train = start(*asked, "--json")
-    train.says("--workers 0")
-    worker = start("worker", counting, "--connect", train.address)
-    assert train.result()["samples"] == 2 * 256
-    assert worker.ends() == 0
 
 
 def test_commands_are_shown_as_a_shell_takes_them(
@@ -365,7 +344,7 @@ def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
     assert report["workers_joined"] - report["workers_lost"] == 1
 
 
-def test_a_worker_by_hand_leaves_when_it_is_interrupted(
+def test_workers_by_hand_are_interrupted_killed_and_told_that_the_run_was_interrupted(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -374,54 +353,29 @@ def test_a_worker_by_hand_leaves_when_it_is_interrupted(
         *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "100000"),
         *("--run-dir", str(run)),
     )
-    worker = start("worker", counting, "--connect", server.address)
-    server.report(lambda report: report["samples"] > 0)
+
+    def working(samples: int = 0) -> Any:
+        worker = start("worker", counting, "--connect", server.address)
+        server.report(lambda report: report["samples"] > samples)
+        return worker
+
+    worker = working()
     worker.process.send_signal(signal.SIGINT)
     assert worker.ends() == 130, worker.stderr
     assert "SIGINT" in worker.stderr
     assert "Traceback" not in worker.stderr
-
     before = server.report(lambda report: not report["workers"])
-    another = start("worker", counting, "--connect", server.address)
-    report = server.report(lambda report: report["samples"] > before["samples"])
-    assert report["workers_joined"] - report["workers_lost"] == 2  # who leaves is not lost
-    another.process.send_signal(signal.SIGINT)
-    assert another.ends() == 130, another.stderr
-    server.process.send_signal(signal.SIGINT)
-    assert server.ends() == 130, server.stderr
-    assert_each_sample_once(run, 256)
-
-
-def test_workers_of_an_interrupted_run_do_not_end_as_if_it_were_done(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    server = start(
-        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "100000"),
-        *("--run-dir", str(tmp_path / "run")),
-    )
-    worker = start("worker", counting, "--connect", server.address)
-    server.report(lambda report: report["samples"] > 0)
-    server.process.send_signal(signal.SIGINT)
-    assert server.ends() == 130
-    assert worker.ends() == 130
-    assert re.match("dist-net worker: .*SIGTERM", worker.stderr.splitlines()[-1])
-
-
-def test_a_run_that_has_lost_its_last_worker_says_so_and_waits_for_another(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    server = start(
-        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "100000"),
-        *("--run-dir", str(tmp_path / "run")),
-    )
-    worker = start("worker", counting, "--connect", server.address)
-    server.report(lambda report: report["samples"] > 0)
-    worker.process.kill()
+    assert before["workers_lost"] == 0  # who leaves is not lost
+    working(before["samples"]).process.kill()
     server.says("no worker is left")
     before = server.report(lambda report: not report["workers"])
     assert before["workers_lost"] >= 1
-    start("worker", counting, "--connect", server.address)
-    server.report(lambda report: report["samples"] > before["samples"])
+    worker = working(before["samples"])
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130, server.stderr
+    assert worker.ends() == 130
+    assert re.match("dist-net worker: .*SIGTERM", worker.stderr.splitlines()[-1])
+    assert_each_sample_once(run, 256)
 
 
 def test_a_checkpoint_that_fails_is_shown_at_once_and_the_run_goes_on(

@@ -1,7 +1,6 @@
 """``dist-net train FOLDER``: from images to a classifier that stands alone, and its report."""
 
 import json
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import dist_net
 from dist_net.errors import InterruptedRunError
@@ -314,23 +312,3 @@ def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
     for given in ([], [photos], [folder, "--base", "none"]):
         refuses("", "train", *given, "--resume", "--run-dir", run)
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == kept
-
-
-def test_similar_images_are_one_group_unless_groups_are_turned_off(
-    start: Start, photos: Path, base: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    for path in sorted((folder / "square").glob("*.jpg")):
-        with Image.open(path) as image:
-            image.save(path.with_suffix(".png"))
-    counts = []
-    for option in ([], ["--no-groups"]):
-        run = tmp_path / f"run{len(counts)}"
-        asked = ["train", str(folder), "--base", str(base), "--run-dir", str(run), "--json"]
-        command = start(*asked, *option)
-        command.result()
-        measured = json.loads((run / "report.json").read_text())["measured"][0]
-        counts.append((measured["groups"], measured["images"]))
-        assert re.search(rf"of {measured['images']} right: [0-9.]+%", command.stderr)
-    assert counts == [(36, 48), (48, 48)]

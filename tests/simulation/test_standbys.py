@@ -9,7 +9,7 @@ import pytest
 from selection import few
 from simulation.standby_run import FAULTS, StandbyRun
 
-SEEDS, SLOW_SEEDS, AT_A_TIME = 200, 10_000, 20
+SEEDS, SLOW_SEEDS, AT_A_TIME = 120, 10_000, 20
 
 
 @pytest.fixture(autouse=True)
