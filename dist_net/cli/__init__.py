@@ -28,6 +28,7 @@ COMMANDS = {
     "replay": "recompute a run from its journal in one process and compare the weights",
     "simulate": "predict a cluster's samples per second, and how many workers pay",
     "predict": "classify images with a published or trained model",
+    "labels": "list, set, withdraw and export the labels that people set for a run's images",
     "export": "export a trained model as ONNX, safetensors or npz",
     "fetch": "download a dataset or a published classifier, with resume and checksum",
     "parameter-server": "run a parameter server for workers on other hosts",

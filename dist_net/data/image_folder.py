@@ -9,7 +9,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -18,7 +18,8 @@ from typing import Self
 import numpy as np
 
 from dist_net.data import image_split
-from dist_net.data.image_split import TEST, TRAIN, VALIDATION, LabelledImage, LeftOut
+from dist_net.data.collection import Collection
+from dist_net.data.image_split import MIN_GROUPS, TEST, TRAIN, VALIDATION, LabelledImage, LeftOut
 from dist_net.errors import DatasetError
 from dist_net.images.decoding import iso_formats
 
@@ -34,6 +35,7 @@ PARTS_BY_NAME = {
 }
 LAYOUTS = "CLASS/*.jpg, or train/CLASS/*.jpg with val/ or test/ beside it"
 VALIDATION_SHARE = 0.2
+MIN_NEW_IMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ImageFolder:
     """A folder's images, sorted by path; the sorted class names; and the files left out.
 
     ``has_validation``: the validation images are from ``val/``; otherwise they were split off.
+    ``new_classes``: classes that only a collection has.
     """
 
     root: Path
@@ -48,6 +51,7 @@ class ImageFolder:
     class_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     has_validation: bool = False
+    new_classes: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -57,13 +61,15 @@ class ImageFolder:
         validation: float = VALIDATION_SHARE,
         seed: int = 0,
         run_directory: Path | None = None,
+        collection: Collection | None = None,
     ) -> Self:
         """List a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
         With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, only the listed
         paths are used; they are relative to the folder. Without validation images, a share of
         ``validation`` is split off at random, seeded by ``seed``. ``run_directory``, the run's
-        output directory, must not contain the folder or be inside it. Raises ``DatasetError``.
+        output directory, must not contain the folder or be inside it. The labels of a
+        ``collection`` outrank the others, and its images are added. Raises ``DatasetError``.
         """
         root = Path(path)
         if not root.is_dir():
@@ -80,6 +86,9 @@ class ImageFolder:
             listing.add_folders()
         else:
             listing.add_labelled(Path(labels_csv))
+        before = listing.class_names
+        if collection is not None:
+            listing.add_taught(collection.current_labels(), collection.images)
         class_names = listing.require_classes()
         contents = _contents(root, listing.images)
         images, contradictions = image_split.without_contradictions(listing.images, contents)
@@ -89,7 +98,8 @@ class ImageFolder:
             images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
         images = image_split.with_validation_split_off(images, contents, validation, seed)
         left_out = sorted([*listing.left_out, *contradictions])
-        found = cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
+        new = tuple(sorted({*class_names} - before))
+        found = cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation, new)
         found._require_split("the others lie in another class or part as well")
         return found
 
@@ -98,16 +108,27 @@ class ImageFolder:
 
         ``groups`` has the group number of each image, ``(N,)``; see ``divided_groups`` for classes
         of few groups. Validation images that were split off are split off again. Images that share
-        a group with an image of ``test/`` lose their part and are left out. Raise ``DatasetError``
-        if a class has no training image left, or the folder no validation image.
+        a group with an image of ``test/`` lose their part and are left out, and so do new classes
+        of few groups. Raise ``DatasetError`` if a class has no training image left, or the folder
+        no validation image.
         """
         tested = {groups[row]: self.images[row].path for row in self.of_part(TEST)}
+        of_class = defaultdict(set)
+        for image, group in zip(self.images, groups, strict=True):
+            of_class[image.class_name].add(group)
+        early = {each for each in self.new_classes if len(of_class[each]) < MIN_GROUPS}
         images, left_out = [], list(self.left_out)
         for image, group in zip(self.images, groups, strict=True):
-            like = tested.get(group)
-            if like is not None and image.part in (TRAIN, VALIDATION):
-                left_out.append(LeftOut(image.path, f"nearly the same image as {like}, in test/"))
-            part = image.part if like is None or image.part == TEST else "left out"
+            like, name, part = tested.get(group), image.class_name, image.part
+            if name in early:
+                reason = f"class {name!r} has {len(of_class[name])} of {MIN_GROUPS} groups"
+                left_out.append(LeftOut(image.path, f"{reason} of images that a new class needs"))
+                part = "left out"
+            elif like is not None and part != TEST:
+                if part:
+                    reason = f"nearly the same image as {like}, in test/"
+                    left_out.append(LeftOut(image.path, reason))
+                part = "left out"
             images.append(image._replace(part=part))
         if not self.has_validation:
             rows = [row for row, each in enumerate(images) if each.part in (TRAIN, VALIDATION)]
@@ -118,7 +139,8 @@ class ImageFolder:
                 contents[images[row].path] = str(group)
             images = image_split.with_validation_split_off(images, contents, validation, seed)
         kept = tuple(each._replace(part=each.part.replace("left out", "")) for each in images)
-        found = replace(self, images=kept, left_out=tuple(sorted(left_out)))
+        names = tuple(each for each in self.class_names if each not in early)
+        found = replace(self, images=kept, class_names=names, left_out=tuple(sorted(left_out)))
         found._require_split("the others are nearly the same as images in test/; see --no-groups")
         return found
 
@@ -142,8 +164,9 @@ class ImageFolder:
 
     @property
     def labels(self) -> list[int]:
+        """Return the class index of each image; -1 for images left out of a class that is."""
         index_of = {name: index for index, name in enumerate(self.class_names)}
-        return [index_of[each.class_name] for each in self.images]
+        return [index_of.get(each.class_name, -1) for each in self.images]
 
 
 def require_apart(root: Path, run_directory: Path) -> None:
@@ -163,7 +186,7 @@ class _Listing:
         self._root = root
         self.images: list[LabelledImage] = []
         self.left_out: list[LeftOut] = []
-        self._class_names: set[str] = set()
+        self.class_names: frozenset[str] = frozenset()
 
     def add_folders(self) -> None:
         """Add the images of every class, in every part if the folder has parts."""
@@ -193,7 +216,7 @@ class _Listing:
 
     def _add_class(self, folder: str, class_name: str, part: str) -> None:
         """Add the images of a folder and its subfolders; visit each once, in case links loop."""
-        self._class_names.add(class_name)
+        self.class_names |= {class_name}
         top = (self._root / folder).stat()
         visited = {(top.st_dev, top.st_ino)}
         waiting = [folder]
@@ -270,9 +293,41 @@ class _Listing:
                 ) from error
             if not S_ISREG(found.st_mode):
                 raise DatasetError(f"{at} is no file; expected an image's path")
-            self._class_names.add(label)
+            self.class_names |= {label}
             self._add(path, label, parts.get(third) or "", found)
         self.images = list(dict.fromkeys(self.images))
+
+    def add_taught(self, labels: Mapping[str, str | None], stored: Path) -> None:
+        """Replace the labels of images by ``labels``, by digest, and add the stored images.
+
+        A new class takes part once it has ``MIN_NEW_IMAGES``; one without an image left does not.
+        """
+        had = {each.class_name for each in self.images}
+        is_divided = any(each.part for each in self.images)
+        digest_of = {each.path: file_digest(self._root / each.path) for each in self.images}
+        for digest, label in labels.items():
+            if digest not in digest_of.values() and label is not None:
+                try:
+                    found = (stored / digest).stat()
+                except OSError as error:
+                    self.left_out.append(LeftOut(digest, f"cannot be read: {error.strerror}"))
+                    continue
+                path = os.path.relpath(stored / digest, self._root.absolute())
+                digest_of[path] = digest
+                self._add(path, label, TRAIN if is_divided else "", found)
+        names = [labels.get(digest_of[each.path], each.class_name) for each in self.images]
+        counts = Counter(names)
+        taught, self.images = self.images, []
+        for image, name in zip(taught, names, strict=True):
+            if name is None:
+                self.left_out.append(LeftOut(image.path, "labelled as of none of the classes"))
+            elif name not in self.class_names and counts[name] < MIN_NEW_IMAGES:
+                reason = f"class {name!r} has {counts[name]} of {MIN_NEW_IMAGES} images"
+                self.left_out.append(LeftOut(image.path, f"{reason} that a new class needs"))
+            else:
+                self.images.append(image._replace(class_name=name))
+        gone = had - {each.class_name for each in self.images}
+        self.class_names = (self.class_names - gone) | {each.class_name for each in self.images}
 
     def require_classes(self) -> tuple[str, ...]:
         """Return the class names, sorted; raise ``DatasetError`` if training is impossible."""
@@ -281,7 +336,7 @@ class _Listing:
                 f"{self._root}: no images; expected {KINDS} files as {LAYOUTS}"
                 f"{_first_of(self.left_out)}"
             )
-        names = sorted(self._class_names)
+        names = sorted(self.class_names)
         same: dict[str, str] = {}
         for name in names:
             if not name.isprintable():

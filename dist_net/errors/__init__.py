@@ -96,6 +96,10 @@ class DatasetError(BadInputError):
     """A dataset or a folder of images is unknown, damaged or another host's, or does not fit."""
 
 
+class CollectionError(BadInputError):
+    """A label cannot be set or withdrawn, or a run's log of labels cannot be used."""
+
+
 class FetchError(DistNetError):
     """No source could deliver a published file, or the cache cannot be written or read."""
 

@@ -53,6 +53,7 @@ class RunDirectory:
         self.confusion_plot = path / "confusion.png"
         self.folder = path / "folder.json"  # the options of a run on a folder of images
         self.images = path / "pictures.json"  # the images, and where they are prepared on this host
+        self.collection = path / "collection"  # the labels that people set: see ``Collection``
         self.manifest = path / "manifest.json"  # for other hosts: see ``ImageManifest``
         self.skipped = path / "skipped.csv"  # the files that are not used, with reasons
         self.held_out = path / "held_out.npy"  # images to evaluate on; .json has their labels

@@ -57,7 +57,11 @@ class HeadTraining:
         self._classes = int(labels.max()) + 1
         self.features, self.labels, self.rows = features[0], labels, rows
         self._groups = groups
-        divided = divided_groups(groups, labels)
+        # Numbered by their first images, which no name of a file changes.
+        _, first, group_of = np.unique(
+            divided_groups(groups, labels), return_index=True, return_inverse=True
+        )
+        divided = first[group_of]
         smallest = min(len(np.unique(divided[labels == label])) for label in np.unique(labels))
         self.folds = min(FOLDS, max(MIN_GROUPS, smallest), len(np.unique(divided)))
         self.fold_of = fold_of_each(labels, divided, self.folds, seed)
@@ -69,15 +73,31 @@ class HeadTraining:
 
     @classmethod
     def from_images(
-        cls, images: PreparedImages, features: FeatureRows, groups: SampleIndices, seed: int
+        cls,
+        images: PreparedImages,
+        features: FeatureRows,
+        digests: Sequence[bytes],
+        groups: SampleIndices,
+        seed: int,
     ) -> Self:
-        """Train on usable images' ``features``, (N, views, F); ``groups`` has all images'."""
+        """Train on the usable images' ``features``, (N, views, F), and ``digests`` of pixels.
+
+        ``groups`` has all images'. The images are in the order of their digests, so that the head
+        is a function of images and labels, whatever the files' names.
+        """
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
+        usable = np.flatnonzero(np.isin(images.rows(), rows))
         labels = np.array(images.folder.labels, np.int64)[rows]
+        divided = divided_groups(groups[rows], labels)
+        order = np.array(
+            sorted(range(len(rows)), key=lambda at: (digests[int(usable[at])], labels[at]))
+        )
+        rows, labels, divided = rows[order], labels[order], divided[order]
         names = [images.folder.images[row].path for row in rows.tolist()]
-        is_used = np.isin(images.rows(), rows)
-        views = np.ascontiguousarray(features[is_used].swapaxes(0, 1))
-        return cls(views, labels, groups[rows], names, seed, rows)
+        views = np.ascontiguousarray(features[usable[order]].swapaxes(0, 1))
+        head = cls(views, labels, divided, names, seed, rows)
+        head._groups = groups[rows]
+        return head
 
     def _train(self, folds: ClassIndices, penalties: tuple[float, ...]) -> TrainedHeads:
         labels, folds = (np.tile(each, self._count) for each in (self.labels, folds))
@@ -119,10 +139,11 @@ class HeadTraining:
         return accuracy if accuracy <= chance else None
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
-        """Train a head without these rows; return the head and its logits of these rows."""
+        """Train a head without these rows; return it and its logits of the rows, ascending."""
         is_out = np.isin(self.rows, rows)
         heads = self._train(np.where(is_out, 0, 1), (self.heads.penalty,))
-        return heads.of_folds[0], heads.of_folds[0](self.features[is_out])
+        ascending = np.argsort(np.where(is_out, self.rows, -1))[-is_out.sum() :]
+        return heads.of_folds[0], heads.of_folds[0](self.features[ascending])
 
 
 def judged_by(

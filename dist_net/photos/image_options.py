@@ -1,13 +1,15 @@
 """The options of a run on a folder of images, and its new directory."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from os.path import relpath
 from pathlib import Path
 from typing import Literal, Self
 
-from dist_net.data.image_folder import VALIDATION_SHARE, require_apart
+from dist_net.data.collection import Collection
+from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
@@ -100,6 +102,21 @@ class ImageOptions:
     def augmentation(self) -> Augmentation:
         changes = COLOUR_CHANGES if self.colour_changes else {}
         return Augmentation(1 - self.zoom / 100, self.flip, self.rotate, **changes)
+
+    def read_folder(self, directory: RunDirectory) -> ImageFolder:
+        """List the images with the labels of the run's collection; raise DatasetError."""
+        with ExitStack() as opened:
+            collection = None
+            if directory.collection.exists():
+                collection = opened.enter_context(Collection(directory.collection))
+            return ImageFolder.read(
+                self.folder,
+                self.labels_csv,
+                validation=self.validation,
+                seed=self.run.seed,
+                run_directory=directory.path,
+                collection=collection,
+            )
 
     def for_copy(self, folder: Path) -> Self:
         """Return the options for a copy of the folder, and of the labels at their place from it."""

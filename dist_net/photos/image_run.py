@@ -121,7 +121,7 @@ class ImageRun:
         extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
         with CountProgress(self.console, "computing features", "features computed") as shown:
             features = extractor.compute(images.samples(), digests, shown)
-        head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
+        head = HeadTraining.from_images(images, features, digests, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
@@ -204,17 +204,9 @@ class ImageRun:
             )
         if options.fitting is not None:
             found = found._replace(base=replace(found.base, fitting=options.fitting))
-        folder = ImageFolder.read(
-            options.folder,
-            options.labels_csv,
-            validation=options.validation,
-            seed=options.run.seed,
-            run_directory=directory.path,
-        )
+        folder = options.read_folder(directory)
         before = ImageCache.read(directory.images) if directory.images.exists() else None
-        if before is not None:
-            require_same_classes(before, folder)
-        else:
+        if before is None:
             # The base, folder and options are valid: from now on the run can be resumed.
             directory.write(directory.folder, options.to_json() + "\n")
         self.console.print(
@@ -286,7 +278,8 @@ class ImageRun:
         images.folder = folder.regrouped(
             groups.tolist(), self.options.validation, self.options.run.seed
         )
-        for label, name in enumerate(folder.class_names):
+        for name in images.folder.class_names:
+            label = folder.class_names.index(name)
             of_class = groups[rows][labels[rows] == label]
             count = len(np.unique(of_class))
             if count < min(MIN_GROUPS, len(of_class)):
@@ -359,16 +352,6 @@ def _head_report(
         **{"epochs": head.heads.steps, "samples": samples, "seconds": seconds},
         "samples_per_s": samples / seconds,
     }
-
-
-def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:
-    """Raise RunDirectoryError if a run to resume was trained on other classes."""
-    if before.folder.class_names != folder.class_names:
-        raise RunDirectoryError(
-            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run to resume "
-            f"has {', '.join(before.folder.class_names)}; expected the same classes: start a new "
-            f"run with another --run-dir"
-        )
 
 
 def require_same_images(before: ImageCache, cache: ImageCache) -> None:

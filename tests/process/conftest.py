@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import dist_net
 from children import end_with_the_tests
 from dist_net.cli import main
 from dist_net.errors import NoAnswerError
 from dist_net.nets.observer import NO_RECORDS, Observer
+from drawn_images import draw_shapes
 
 HIDDEN_PACKAGES = Path(__file__).parent / "hidden_packages"
 # What a loaded machine may take; a test that passes does not wait for it.
@@ -250,3 +252,18 @@ def here(
         return json.loads(stdout) if "--json" in arguments else None
 
     return run_command
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = draw_shapes(tmp_path_factory.mktemp("images") / "photos", 12)
+    (root / "circle" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small net, whose features need no weights that are installed apart."""
+    run = tmp_path_factory.mktemp("base") / "run"
+    dist_net.train(photos, base="none", epochs=1, run_dir=run, quiet=True)
+    return run

@@ -24,17 +24,9 @@ from dist_net.training.run.local_run import REPORTED, LocalRunSettings, RunHost
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
-from drawn_images import draw_shapes
 
 Start = Here = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = draw_shapes(tmp_path_factory.mktemp("images") / "photos", 12)
-    (root / "circle" / "broken.jpg").write_bytes(b"no image")
-    return root
 
 
 @pytest.mark.main_path
@@ -163,14 +155,6 @@ def test_options_of_a_folder_are_not_taken_for_a_recipe(
 ) -> None:
     words = "train", "digits", "--fine-tune", "2", "--run-dir", tmp_path / "run"
     refuses("--fine-tune is for a folder of images", *words)
-
-
-@pytest.fixture(scope="module")
-def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a small net, whose features need no weights that are installed apart."""
-    run = tmp_path_factory.mktemp("base") / "run"
-    dist_net.train(photos, base="none", epochs=1, run_dir=run, quiet=True)
-    return run
 
 
 def test_the_same_folder_and_seed_give_the_same_head_and_report(
@@ -308,7 +292,11 @@ def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
     assert counts == [[12, 12, 12], [11, 13, 12]]
 
     kept = {path: path.read_bytes() for path in run.rglob("*.json")}
-    (folder / "triangle").rename(folder / "pyramid")
-    for given in ([], [photos], [folder, "--base", "none"]):
+    for given in ([photos], [folder, "--base", "none"]):
         refuses("", "train", *given, "--resume", "--run-dir", run)
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == kept
+
+    (folder / "triangle").rename(folder / "pyramid")
+    start("train", "--resume", "--run-dir", str(run), "--json").result()
+    names = [each["name"] for each in json.loads((run / "report.json").read_text())["classes"]]
+    assert names == ["circle", "pyramid", "square"]

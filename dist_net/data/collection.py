@@ -1,0 +1,231 @@
+"""The labels that people set for the images of a run: a log, and the images its folder lacks.
+
+    RUN/collection/labels.sqlite    each label and each withdrawal, in the order in which they came
+    RUN/collection/images/SHA256    an image that is not in the folder, stored once
+
+An image is known by the SHA-256 of its file. Its current label is the latest that was not
+withdrawn; it outranks the label in the folder or the CSV file. A label is on the disk once the
+method that sets it returns.
+"""
+
+import hashlib
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_net.errors import CollectionError
+from dist_net.ground.files import replacing
+
+MAX_LABEL = 100
+MAX_TEACHER = 64
+MAX_CLASSES = 1000
+SIMILAR = 0.75
+DIGEST_LENGTH = 64
+BUSY_S = 10.0
+VERSION = 1
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS labels (
+    number INTEGER PRIMARY KEY, at REAL NOT NULL, teacher TEXT NOT NULL, image TEXT NOT NULL,
+    label TEXT, replaces INTEGER REFERENCES labels, withdraws INTEGER UNIQUE REFERENCES labels
+);
+CREATE INDEX IF NOT EXISTS of_image ON labels (image);
+PRAGMA user_version = {VERSION};
+"""
+FROM = """
+FROM labels LEFT JOIN labels AS later ON later.withdraws = labels.number
+WHERE labels.withdraws IS NULL
+"""
+COLUMNS = "number", "at", "teacher", "image", "label", "replaces"
+SELECT = f"SELECT {', '.join(f'labels.{name}' for name in COLUMNS)}, later.number {FROM}"
+IS_CURRENT = "AND later.number IS NULL"
+
+
+class Label(NamedTuple):
+    """A row of the log; ``label`` is None for an image of none of the classes.
+
+    ``at`` is in seconds since 1970. ``replaces`` is the number of the current label before,
+    ``withdrawn_by`` the number of the withdrawal; None without one.
+    """
+
+    number: int
+    at: float
+    teacher: str
+    image: str
+    label: str | None
+    replaces: int | None
+    withdrawn_by: int | None
+
+
+class Collection(AbstractContextManager["Collection"]):
+    """A run's labels. Several processes may use it at once, each with its own object.
+
+    Every method raises ``CollectionError`` for a log that is damaged, locked or full.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.images = directory / "images"
+        self._path = directory / "labels.sqlite"
+        if directory.is_symlink():
+            raise CollectionError(
+                f"{directory} is a link; expected a directory of this run alone: copy the labels "
+                f"of another run with: dist-net labels RUN export"
+            )
+        with self._translated():
+            self.images.mkdir(parents=True, exist_ok=True)
+            self._log = sqlite3.connect(self._path, BUSY_S, isolation_level=None)
+            try:
+                self._log.execute("PRAGMA journal_mode = WAL")
+                self._log.execute("PRAGMA synchronous = FULL")
+                (version,) = self._log.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    self._log.executescript(SCHEMA)
+                elif version != VERSION:
+                    raise CollectionError(
+                        f"{self._path} has version {version}; expected {VERSION}: update dist_net"
+                    )
+            except BaseException:
+                self._log.close()
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._log.close()
+
+    def store(self, content: bytes) -> str:
+        """Keep an image's file, once; return its digest."""
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.images / digest
+        with self._translated():
+            if not path.exists():
+                with replacing(path) as partial:
+                    partial.write_bytes(content)
+        return digest
+
+    def set_label(
+        self,
+        image: str,
+        label: str | None,
+        teacher: str,
+        classes: Iterable[str],
+        *,
+        is_new: bool = False,
+    ) -> Label:
+        """Set the label of an image, or None; return its current label, which is on the disk.
+
+        A label that resembles one of the folder's ``classes``, or one in the log, is refused unless
+        it ``is_new``. The current label is not set again by the same teacher.
+        """
+        if len(image) != DIGEST_LENGTH or image.strip("0123456789abcdef"):
+            raise CollectionError(
+                f"image {image[:80]!r}: expected 64 hexadecimal digits of SHA-256"
+            )
+        with self._transaction() as log:
+            if label is not None:
+                label = _checked(label, {*classes, *self._names()}, is_new=is_new)
+            before = self._current(image)
+            if before is not None and (before.label, before.teacher) == (label, teacher):
+                return before
+            row = time.time(), _named(teacher), image, label, before and before.number
+            sql = "INSERT INTO labels (at, teacher, image, label, replaces) VALUES (?, ?, ?, ?, ?)"
+            number = log.execute(sql, row).lastrowid
+            assert number is not None
+        return Label(number, *row, None)
+
+    def withdraw(self, numbers: Iterable[int] = (), teacher: str | None = None) -> list[int]:
+        """Withdraw labels by number, or all labels of a teacher; return the numbers withdrawn now.
+
+        The images have their earlier labels again. Raise ``CollectionError`` for an unknown number.
+        """
+        with self._transaction() as log:
+            labels = {each.number: each for each in self.labels()}
+            chosen = [*numbers, *(n for n, each in labels.items() if each.teacher == teacher)]
+            if unknown := next((each for each in chosen if each not in labels), None):
+                raise CollectionError(
+                    f"label {unknown} is not in {self._path}; expected a number that 'dist-net "
+                    f"labels RUN' lists"
+                )
+            withdrawn = [each for each in chosen if labels[each].withdrawn_by is None]
+            log.executemany(
+                "INSERT INTO labels (at, teacher, image, withdraws) VALUES (?, ?, ?, ?)",
+                [
+                    (time.time(), labels[number].teacher, labels[number].image, number)
+                    for number in withdrawn
+                ],
+            )
+        return withdrawn
+
+    def labels(self) -> list[Label]:
+        """Return every label that was ever set, in order."""
+        with self._translated():
+            rows = self._log.execute(f"{SELECT} ORDER BY labels.number").fetchall()
+        return [Label._make(row) for row in rows]
+
+    def current_labels(self) -> dict[str, str | None]:
+        """Return the current label of each image by digest, sorted."""
+        current = {each.image: each.label for each in self.labels() if each.withdrawn_by is None}
+        return dict(sorted(current.items()))
+
+    def _current(self, image: str) -> Label | None:
+        sql = f"{SELECT} {IS_CURRENT} AND labels.image = ? ORDER BY labels.number DESC LIMIT 1"
+        row = self._log.execute(sql, (image,)).fetchone()
+        return row and Label._make(row)
+
+    def _names(self) -> set[str]:
+        rows = self._log.execute(f"SELECT DISTINCT labels.label {FROM} {IS_CURRENT}")
+        return {name for (name,) in rows if name is not None}
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write all or nothing; another process that writes is waited for."""
+        with self._translated():
+            self._log.execute("BEGIN IMMEDIATE")
+            with self._log:
+                yield self._log
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise CollectionError(
+                f"{self._path}: {error}; expected a log of labels that can be written: free the "
+                f"disk, end the program that holds it, or restore it from a copy"
+            ) from error
+
+
+def _checked(label: str, known: set[str], *, is_new: bool) -> str:
+    """Return a label in Unicode's normal form; raise ``CollectionError`` if it cannot be one."""
+    name = unicodedata.normalize("NFC", label).strip()
+    if not 0 < len(name) <= MAX_LABEL or not name.isprintable():
+        raise CollectionError(
+            f"label {label[:80]!r} of {len(label):,} characters: expected 1 to {MAX_LABEL} "
+            f"that can be printed"
+        )
+    if name in known:
+        return name
+    if len(known) >= MAX_CLASSES:
+        raise CollectionError(f"label {name!r}: expected one of the {len(known):,} classes")
+    plain = {each.casefold(): each for each in known}
+    # Classes that differ only in case cannot be folders side by side on every file system.
+    cutoff = 1.0 if is_new else SIMILAR
+    if close := get_close_matches(name.casefold(), plain, 1, cutoff):
+        raise CollectionError(
+            f"label {name!r} is no class; did you mean {plain[close[0]]!r}? For a new class, "
+            f"request a new one"
+        )
+    return name
+
+
+def _named(teacher: str) -> str:
+    if not 0 < len(teacher) <= MAX_TEACHER or not teacher.isprintable():
+        raise CollectionError(
+            f"teacher {teacher[:80]!r}: expected a name of 1 to {MAX_TEACHER} characters"
+        )
+    return teacher
