@@ -3,7 +3,7 @@
 import argparse
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.cli.pool_client import add_pool_arguments, pool_client
+from dist_net.cli.status import add_pool_arguments, pool_client
 from dist_net.ground.command_line import add_options
 
 ANSWER_WITHIN_S = 10.0

@@ -13,13 +13,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dist_net.cli.parser import add_json_argument, print_json
-from dist_net.cli.pool_client import add_pool_arguments, pool_client
 from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerError, ProtocolError
 from dist_net.ground.command_line import add_options, command_line, number_above_zero
 from dist_net.ground.printable import counted, printable_report
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
+from dist_net.serving.client.client import Client
+from dist_net.serving.http.settings import TokenFile
 from dist_net.training.run.training_progress import WARNINGS, exchange_facts
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
@@ -45,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser, "each report as one")
     text = "update until the run ends: redraw a terminal, print lines elsewhere"
     parser.add_argument("--follow", action="store_true", help=text)
+
+
+def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(
+        parser,
+        ("--token-file", Path, "FILE", "a pool's tokens, of which an operator's is sent"),
+        ("--certificates", Path, "FILE", "PEM, the authorities of a pool with TLS"),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,6 +100,12 @@ def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
         for report in reports:
             print(line(report), flush=True)
     return 0
+
+
+def pool_client(arguments: argparse.Namespace, address: str, timeout_s: float) -> Client:
+    """Return a client of the pool at ``address``. Raise AddressError and KeyFileError."""
+    token = TokenFile(arguments.token_file).best_token() if arguments.token_file else None
+    return Client(address, token, timeout_s, arguments.certificates)
 
 
 def pool_reports(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

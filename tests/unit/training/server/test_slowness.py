@@ -7,7 +7,7 @@ import pytest
 from dist_net.training.server.members import Member
 from dist_net.training.server.metrics import RECENT_S, RecentSpeed
 from dist_net.training.server.round_plan import LeaseTimes
-from dist_net.training.server.slowness import Slowness, medians_of_others, slowness_of
+from dist_net.training.server.run_report import Slowness, medians_of_others, slowness_of
 from dist_net.wire.messages import Equipment
 
 NOW_S = 60.0
