@@ -43,7 +43,7 @@ from dist_net.serving.http.json_tensors import (
     sliced_json,
     tensor_from_json,
 )
-from dist_net.serving.http.replies import JSON_LENGTH, Header, HttpReply, result_reply
+from dist_net.serving.http.replies import JSON_LENGTH, HttpReply, result_reply
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
@@ -96,15 +96,10 @@ class InferEndpoint:
         answer, json_bytes = await exchange.in_slices(encoding)
         if json_bytes is None:
             return HttpReply(answer)
-        headers = [(JSON_LENGTH, b"%d" % json_bytes), _server_timing(results)]
+        slowest = 1e3 * max(o.queue_s for o in results), 1e3 * max(o.compute_s for o in results)
+        timing = b"server-timing", b"queue;dur=%.3f, compute;dur=%.3f" % slowest
+        headers = [(JSON_LENGTH, b"%d" % json_bytes), timing]
         return HttpReply(answer, headers=headers, content_type=b"application/octet-stream")
-
-
-def _server_timing(results: Sequence[Result]) -> Header:
-    """Return the times of the slowest result at each stage, in milliseconds."""
-    queue_s = max(result.queue_s for result in results)
-    compute_s = max(result.compute_s for result in results)
-    return b"server-timing", b"queue;dur=%.3f, compute;dur=%.3f" % (queue_s * 1e3, compute_s * 1e3)
 
 
 class OutputForm(NamedTuple):

@@ -55,12 +55,6 @@ _PERIOD_S = 60.0
 MAX_REASON = 300
 
 
-def code_of_error(error: DistNetError) -> int:
-    if isinstance(error, BadRequestError):
-        return error.http_code
-    return next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
-
-
 def error_content(reason: str, retry_after_s: float = 0.0) -> dict[str, Any]:
     """Return the JSON object of an error; unlike Retry-After, it has fractions of seconds."""
     return {"error": reason} | ({"retry_after_s": retry_after_s} if retry_after_s else {})
@@ -96,8 +90,10 @@ def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any)
 
 
 def raised_reply(error: DistNetError) -> Json:
+    code = next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
+    code = error.http_code if isinstance(error, BadRequestError) else code
     retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
-    return error_reply(code_of_error(error), str(error), retry_after_s)
+    return error_reply(code, str(error), retry_after_s)
 
 
 def result_reply(result: Result, **more: Any) -> Json:

@@ -82,7 +82,9 @@ class LoadedModels:
             future: Future[ServedNetwork] = Future()
             future.set_result(known)
         else:
-            alike = self._alike(description)
+            key_of_plan, networks = description.plan_key, reversed(self._networks.values())
+            same = (each for each in networks if each.description.plan_key == key_of_plan)
+            alike = next(same, None)  # the last loaded version of the same architecture
             future = self.executor.submit(
                 self._load, description, alike, lambda: not is_dropped.is_set()
             )
@@ -113,13 +115,6 @@ class LoadedModels:
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self.executor.shutdown(cancel_futures=True)
-
-    def _alike(self, description: ModelDescription) -> ServedNetwork | None:
-        """Return the last loaded version of the same architecture."""
-        for network in reversed(self._networks.values()):
-            if network.description.plan_key == description.plan_key:
-                return network
-        return None
 
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
         """Keep a loaded version; return the reason of a failure, or ""."""
