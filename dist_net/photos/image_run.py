@@ -106,7 +106,8 @@ class ImageRun:
         """
         began_s = time.monotonic()
         try:
-            found, cache, images, groups, digests = self._read()
+            found = self._find_base()
+            cache, images, groups, digests = self._read(found)
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self.directory.folder.exists():
                 self.directory.discard()
@@ -193,8 +194,8 @@ class ImageRun:
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
         return kept._replace(weights=weights, judged=judged, head=None)
 
-    def _read(self) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
-        options, directory = self.options, self.directory
+    def _find_base(self) -> FoundBase:
+        options = self.options
         with FetchProgress(self.console) as fetching:
             found = base_called(options.base, fetching)
         if found.base.kind == "onnx" and options.fine_tune:
@@ -202,8 +203,18 @@ class ImageRun:
                 f"fine_tune={options.fine_tune} with base {options.base}, an ONNX file without "
                 f"gradients; expected 0, or a base of dist_net"
             )
-        if options.fitting is not None:
-            found = found._replace(base=replace(found.base, fitting=options.fitting))
+        if options.fitting is None:
+            return found
+        return found._replace(base=replace(found.base, fitting=options.fitting))
+
+    def _read(
+        self, found: FoundBase
+    ) -> tuple[ImageCache, PreparedImages, SampleIndices, list[bytes]]:
+        """Read, prepare and group the folder's images, and write the run's list of them.
+
+        Return the list, the images, the group of every image and the digests of usable images.
+        """
+        options, directory = self.options, self.directory
         folder = options.read_folder(directory)
         before = ImageCache.read(directory.images) if directory.images.exists() else None
         if before is None:
@@ -237,7 +248,7 @@ class ImageRun:
         if self.host.local.listening.listen:
             manifest = ImageManifest.of(cache, options.to_json())
             self.directory.write(self.directory.manifest, manifest.to_json())
-        return found, cache, images, groups, digests
+        return cache, images, groups, digests
 
     def _prepare(self, cache: ImageCache) -> PreparedImages:
         shown = CountProgress(self.console, "preparing images", "images prepared")
