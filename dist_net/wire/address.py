@@ -165,9 +165,9 @@ def checked_host(host: str) -> str:
 def candidates(
     by_route: Iterable[str], of_interfaces: Iterable[str], *, has_ipv6: bool
 ) -> list[str]:
-    """Return the addresses for other hosts, likeliest first; 127.0.0.1 if there are none.
+    """Return the addresses for other hosts, likeliest first; 127.0.0.1 if none is found.
 
-    Those of default routes come first; loopback and link-local addresses are excluded.
+    Addresses of default routes precede others; loopback and link-local addresses are excluded.
     """
     found = [
         number

@@ -1,4 +1,4 @@
-"""The limits of a server's TCP connections: who may connect, how many, and how much each may send.
+"""The limits of a server's TCP connections: their keys, their number, and the bytes of each.
 
 ZeroMQ itself accepts connections until the process has no free descriptor, and stores the frames of
 a message until the last frame arrives. ``Connections`` is a thread that closes the connections that
@@ -43,8 +43,8 @@ _CHECK_EVERY_S = 0.02
 _CHECK_S_PER_CONNECTION = 0.0005
 _REFRESH_KEYS_EVERY_S = 1.0
 # Of the holders of one key together, or of all peers without keys. A peer that announces the id
-# which ZeroMQ assigns next would end this process. It cannot know the id, and with so few attempts
-# and connections it does not find one by chance within hours.
+# which ZeroMQ assigns next would end this process. It cannot know the id, and with these
+# limits of attempts and connections it does not find one by chance within hours.
 _ADMISSIONS_PER_S = 100.0
 _ADMISSIONS_AT_ONCE = 1024
 MAX_CONNECTIONS = 1024

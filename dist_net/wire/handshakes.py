@@ -98,7 +98,7 @@ class Handshakes(AbstractContextManager["Handshakes"]):
 
 def silence_cause(contact: Contact | None, has_keys: bool) -> str:
     """Return the likely cause of a missing reply, and the remedy."""
-    # Which of the two is reported for different keys depends on who reads the other's first.
+    # Different keys cause one or the other, depending on which side reads first.
     if contact is Contact.STRANGER:
         contact = Contact.HUNG_UP
     return (_CAUSES_WITH_KEYS if has_keys else _CAUSES)[contact]

@@ -1,4 +1,4 @@
-"""Heartbeats of a worker's process, from a thread of their own."""
+"""Heartbeats of a worker's process, sent by a separate thread."""
 
 import logging
 import math

@@ -7,7 +7,7 @@ MAX_LOOK_S = 0.5
 
 
 def late_after_s(usual_s: float, planned_s: float = 0.0) -> float:
-    """Return after how many seconds a lease is late: whoever is idle then takes it too.
+    """Return after how many seconds a lease is late: an idle worker then takes it too.
 
     The first result counts. A lease usually takes ``usual_s``; 0: unknown. Time in which the
     process that waits was stopped does not count: see ``Standstill``.
@@ -18,8 +18,8 @@ def late_after_s(usual_s: float, planned_s: float = 0.0) -> float:
 class Standstill:
     """Notices that this process was stopped: by Ctrl-Z or SIGSTOP, or with the whole machine.
 
-    What others did not do meanwhile is not late: this process could not have received it. Ask
-    several times a second.
+    Messages that did not arrive meanwhile are not late: this process could not have received them.
+    Call a method several times a second.
     """
 
     def __init__(self, now: float | None = None) -> None:
@@ -34,6 +34,6 @@ class Standstill:
         return stopped_s
 
     def running_s(self, now: float) -> float:
-        """Return ``now`` on a clock that stood still while the process was stopped."""
+        """Return ``now`` on a clock without the time in which the process was stopped."""
         self.seconds(now)
         return now - self._stopped_s

@@ -186,8 +186,8 @@ class Push(NamedTuple):
 class Heartbeat(NamedTuple):
     """The worker's process is alive, even during a long computation.
 
-    ``sent_s`` is the time on the worker's clock, and ``heard_s`` that of the newest heartbeat with
-    an answer. ``identity`` is that of the worker's ``Join``; inference workers have none.
+    ``sent_s`` is the time on the worker's clock, and ``heard_s`` the time of the newest heartbeat
+    with an answer. ``identity`` is in the worker's ``Join``; inference workers have none.
     """
 
     worker_id: int
@@ -268,7 +268,7 @@ class ForgetMember(NamedTuple):
 
 
 class Enroll(NamedTuple):
-    """The holder of a token asks to admit its own public key (Z85) for a role, as ``name``."""
+    """The holder of a token requests to admit its public key (Z85) for a role, as ``name``."""
 
     name: Name
     role: str
@@ -329,7 +329,7 @@ class Follow(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """What a standby lacks of the run of ``term``, which is at ``version`` now.
+    """The parts that a standby lacks of the run of ``term``, which is at ``version`` now.
 
     ``sent_s`` is copied from the request. ``host`` is the server's; ``others`` is a JSON array, see
     ``dist_net.training.server.standbys.Remembered``. A copy may take a ``share`` of the link. The

@@ -196,7 +196,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     """Read the keys of a peer; raise ``KeyFileError``.
 
     ``directory`` is the peer's own, copied from the server's host; its keys may be of any role,
-    because the server checks that. In the cluster's key directory, those of ``role`` are used.
+    because the server checks that. In the cluster's key directory, the keys of ``role`` are used.
     """
     if has_server_keys(directory):
         bundles = [directory / name for name in _BUNDLES_FOR[role]]

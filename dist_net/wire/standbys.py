@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from dist_net.wire.token import ADDRESS
 
 PATIENCE = 3
-"""A peer waits for a silent server for so many heartbeat timeouts: a busy server answers late, and
-all its workers would leave at once."""
+"""A peer waits for a silent server for this number of heartbeat timeouts: a busy server answers
+late, and all its workers would leave at once."""
 
 RANDOM_BITS, STARTS_BITS = 32, 16
 """Bits of a term, from the last on: random bits, the starts in place, and then the takeovers."""

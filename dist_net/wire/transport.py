@@ -84,7 +84,7 @@ _NUMBER = struct.Struct("=Q")  # of a connection, at the end of a node
 def _seed_routing_ids() -> None:
     """Seed the number from which the next ROUTER names peers that announce no id.
 
-    libzmq draws it from the C library's ``rand``, which nobody seeds, and ends the process if a
+    libzmq draws it from the C library's ``rand``, which is never seeded, and ends the process if a
     peer has announced the next number as its id.
     """
     ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))
@@ -168,7 +168,7 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
     A node is a connection: the id that the peer announced, which only this peer knows, and the
-    number of the connection. So an answer reaches the sender of its request, or nobody. With
+    number of the connection. So an answer reaches only the sender of its request. With
     ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never do. A
     peer may send frames of ``max_array_bytes``; ``dist_net.wire.connections`` disconnects a peer
     that sends more, and one of those that send more than ``max_unread_bytes`` together. Peers
