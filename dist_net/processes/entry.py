@@ -209,7 +209,8 @@ def stop_on_signals(
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if parent is not None and _has_ended(parent):
+        is_ending = parent is not None and process_state(parent) in ("Z", "X")
+        if parent is not None and (is_ending or os.getppid() != parent):
             (orphaned or stop)("the process that started this one is gone")
         else:
             stop(f"{signal.Signals(number).name} received")
@@ -220,12 +221,11 @@ def stop_on_signals(
         terminate_after(parent)
 
 
-def _has_ended(parent: int) -> bool:
-    """Return whether the parent has ended, or is ending: its main thread is dead."""
+def process_state(process_id: int) -> str:
+    """Return the letter of proc_pid_stat(5); "" if there is none, or without Linux's /proc."""
     with suppress(OSError):
-        state = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0]
-        return os.getppid() != parent or state in "ZX"
-    return os.getppid() != parent
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def terminate_after(parent: int) -> None:

@@ -26,6 +26,7 @@ from dist_net.errors import BadInputError, DistNetError, ProcessFailedError, Pro
 from dist_net.ground.clock import Clock, SystemClock
 from dist_net.ground.files import read_regular_file
 from dist_net.ground.printable import printable
+from dist_net.processes.entry import process_state
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.launcher import ProcessSpec, RunningChild
 from dist_net.processes.ray_cluster import RayCluster
@@ -244,10 +245,7 @@ class PoolProcesses:
         child = self._child(credential)
         if child is None or child.exit_code is not None or child.host != socket.gethostname():
             return False
-        with suppress(OSError):  # a system without /proc
-            state = Path(f"/proc/{child.process_id}/stat").read_text().rpartition(")")[2].split()[0]
-            return state not in "TtZX"
-        return True
+        return process_state(child.process_id) not in ("T", "t", "Z", "X")
 
     def kill(self, credential: str, reason: str) -> None:
         """Kill a worker, even if it hangs or is stopped."""
