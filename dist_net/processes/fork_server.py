@@ -74,7 +74,13 @@ class ForkingProcesses(LocalProcesses):
         if not self.can_adopt:
             return super().start(spec)
         if spec == self.fork_server:
-            return self._start_fork_server()
+            self.stop_forking()
+            self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.setblocking(False)
+            self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
+            with remote:
+                self._child = Child(spec, self._logs, stdin=remote)
+            return self._child
         words = [spec.name, spec.module, *parent_option(), *spec.words({})]
         process = _ForkedProcess(self, json.dumps(words).encode(), spec.name)
         self._orders.append(process)
@@ -115,15 +121,6 @@ class ForkingProcesses(LocalProcesses):
             self.stop_forking()
         if process in self._orders:
             self._orders.remove(process)
-
-    def _start_fork_server(self) -> Child:
-        self.stop_forking()
-        self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.setblocking(False)
-        self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
-        with remote:
-            self._child = Child(self.fork_server, self._logs, stdin=remote)
-        return self._child
 
     def _read(self) -> None:
         """Read all messages: "ready", and the ids of new processes."""

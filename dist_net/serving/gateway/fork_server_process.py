@@ -8,7 +8,6 @@ starts at once, and needs a quarter of the memory of a worker that imports them,
 import argparse
 import socket
 import sys
-from collections.abc import Sequence
 
 from dist_net.ground.release import release
 from dist_net.nn.inference import import_kernels
@@ -17,7 +16,7 @@ from dist_net.processes.fork_server import fork_on_orders
 from dist_net.serving import model_reading
 from dist_net.serving.worker import inference_worker_process
 
-MODULES = {each.__name__: each for each in (model_reading, inference_worker_process)}
+MODULES = {each.__name__: each.main for each in (model_reading, inference_worker_process)}
 
 
 def run(_: argparse.Namespace) -> int:
@@ -25,13 +24,9 @@ def run(_: argparse.Namespace) -> int:
     import_kernels("direct_loops")  # which most served nets use
     release()  # takes milliseconds, and is cached for all workers
     print(READY, flush=True)
-    fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), _run_module)
+    orders = socket.socket(fileno=sys.stdin.fileno())
+    fork_on_orders(orders, lambda module, words: MODULES[module](words))
     return 0
-
-
-def _run_module(module: str, words: Sequence[str]) -> int:
-    code: int = MODULES[module].main(words)
-    return code
 
 
 if __name__ == "__main__":

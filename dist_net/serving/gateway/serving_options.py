@@ -92,14 +92,6 @@ class ServingOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_models(parser)
-    _add_workers(workers := parser.add_argument_group("workers"))
-    add_cluster_arguments(workers)
-    _add_queue(parser.add_argument_group("requests"))
-    _add_addresses(parser.add_argument_group("addresses and keys"))
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
         metavar="[NAME=]MODEL",
@@ -114,6 +106,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         ("--training-keys", Path, "DIR", "keys for the parameter server"),
     )
     add_trust_argument(parser)
+    _add_workers(parser.add_argument_group("workers"))
+    _add_requests(parser.add_argument_group("requests"))
+    _add_addresses(parser.add_argument_group("addresses and keys"))
 
 
 def _add_workers(group: argparse._ArgumentGroup) -> None:
@@ -138,9 +133,10 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     option("--reproducible", dest="is_reproducible", action=switch, default=True, help=text)
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
+    add_cluster_arguments(group)
 
 
-def _add_queue(group: argparse._ArgumentGroup) -> None:
+def _add_requests(group: argparse._ArgumentGroup) -> None:
     memory = "memory for requests and answers until they are read"
     pixels = "refuse larger images; decoding takes up to 16 bytes per pixel"
     add_options(

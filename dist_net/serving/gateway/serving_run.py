@@ -189,12 +189,20 @@ async def _run(
     processes: PoolProcesses,
     stop: StopSignals,
 ) -> bool:
-    """Start the processes, serve, and end them; return whether all requests were answered."""
+    """Start the processes, serve, and end them; return whether all requests were answered.
+
+    Raise ModelLoadError if a model cannot become ready.
+    """
     gateway.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve())
     try:
         supervising = processes.start(gateway.child_ended, gateway.pool.is_member, gateway.prepared)
-        await _until_ready(gateway, stop, processes, options.workers)
+        while not (gateway.is_ready or stop.requested.is_set()):
+            processes.require_startable()
+            failures = gateway.pool.failures()
+            if failures and options.workers != 0:  # workers on other hosts may still join
+                raise failures[0]
+            await asyncio.sleep(POLL_S)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them
         # With a thousand requests in flight a full one holds the loop for 30 ms, and finds little.
@@ -227,18 +235,6 @@ def _naming(option: str) -> Iterator[None]:
         yield
     except AddressError as error:
         raise AddressError(f"{option}: {error}") from error
-
-
-async def _until_ready(
-    gateway: Gateway, stop: StopSignals, processes: PoolProcesses, workers: int | None
-) -> None:
-    """Wait until every model is ready; raise if one cannot be."""
-    while not (gateway.is_ready or stop.requested.is_set()):
-        processes.require_startable()
-        failures = gateway.pool.failures()
-        if failures and workers != 0:  # workers on other hosts may still join
-            raise failures[0]
-        await asyncio.sleep(POLL_S)
 
 
 def _pool_sources(

@@ -82,6 +82,10 @@ class HttpServer(HttpConnections):
         self._loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
+        """Add connections; beyond the limit, drop a connection of the client with the most.
+
+        A connection at work is never dropped for another one of its client.
+        """
         for _ in range(_ACCEPTED_A_TURN):
             try:
                 accepted, (host, *_) = self._socket.accept()
@@ -94,21 +98,15 @@ class HttpServer(HttpConnections):
                 self._loop.remove_reader(self._socket)
                 self._loop.call_later(_ACCEPT_AGAIN_S, self._listen)
                 return
-            self._opened(HttpConnection(self, accepted, host, self._context))
-
-    def _opened(self, connection: HttpConnection) -> None:
-        """Add a connection; beyond the limit, drop a connection of the client with the most.
-
-        A connection at work is never dropped for another one of its client.
-        """
-        self.open.assign(connection, connection.share)
-        self.open.begin_wait(connection, self._loop.time())
-        if len(self.open) > self._max_open:
-            given_way, client = self.open.giving_way()
-            is_own = client is self.ledger.share_of_address(connection.host)
-            is_at_work = not self.open.is_waiting(given_way)
-            (connection if is_at_work and is_own else given_way).drop()
-            self.refusals.note(503, "a connection", "the limit of connections is reached")
+            connection = HttpConnection(self, accepted, host, self._context)
+            self.open.assign(connection, connection.share)
+            self.open.begin_wait(connection, self._loop.time())
+            if len(self.open) > self._max_open:
+                given_way, client = self.open.giving_way()
+                is_own = client is self.ledger.share_of_address(host)
+                is_at_work = not self.open.is_waiting(given_way)
+                (connection if is_at_work and is_own else given_way).drop()
+                self.refusals.note(503, "a connection", "the limit of connections is reached")
 
     async def _check_all(self) -> None:
         """Drop the connections that wait too long for their clients, until cancelled."""

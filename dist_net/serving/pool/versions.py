@@ -324,18 +324,21 @@ class ModelVersions:
         commands = []
         for number, one in list(self.versions.items()):
             is_used = one.bound or (one is self.newest and not one.is_given_up)
-            if one.state is VersionState.CLOSING and not is_used:
-                for worker in self._holders(one, workers):
-                    commands.append(self._drop(worker, number))
-                self._forget(number, workers)
+            if one.state is not VersionState.CLOSING or is_used:
+                continue
+            logger.info("version_ends model=%s version=%d", self.name, number)
+            for worker in self._holders(one, workers):
+                worker.holds[self.name].remove(number)
+                if not worker.holds[self.name]:
+                    del worker.holds[self.name]
+                commands.append(SendToNode(worker.node, Drop(self.name, number)))
+            for worker in workers:
+                worker.failed.discard((self.name, number))
+            del self.versions[number]
+            self._not_used(number)
+            if number in self.statistics:
+                self.statistics_of(NO_VERSION).absorb(self.statistics.pop(number))
         return commands
-
-    def _drop(self, worker: Worker, number: int) -> SendToNode:
-        numbers = worker.holds[self.name]
-        numbers.remove(number)
-        if not numbers:
-            del worker.holds[self.name]
-        return SendToNode(worker.node, Drop(self.name, number))
 
     def _replace_waiting(self, version: Version | None) -> None:
         replaced, self._waiting = self._waiting, version
@@ -346,13 +349,3 @@ class ModelVersions:
         """Record that a version is not used any more, unless it has arrived again."""
         if self._waiting is None or self._waiting.description.version != number:
             self.unused.append(number)
-
-    def _forget(self, number: int, workers: PoolMembership) -> None:
-        logger.info("version_ends model=%s version=%d", self.name, number)
-        del self.versions[number]
-        self._not_used(number)
-        for worker in workers:
-            worker.failed.discard((self.name, number))
-        counted = self.statistics.pop(number, None)
-        if counted is not None:
-            self.statistics_of(NO_VERSION).absorb(counted)
