@@ -115,7 +115,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         self._around = around
         self._clock = around.clock
         self._local_of = local_of
-        self._local: tuple[StepSettings, LocalSteps] | None = None
+        self._local: tuple[StepSettings, LocalSteps, StatePacking] | None = None
         self._join_timeout_s = join_timeout_s
         self._socket = around.connect()
         self._heartbeats: Heartbeats | None = None
@@ -193,8 +193,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
     def _compute(self, command: Compute) -> Generator[Compute, None, list[WorkerCommand]]:
         """Take the local steps of a lease; yield before each, and stop early on request."""
         assert self._local is not None
-        _, local = self._local
-        packing = StatePacking(*local.rule.sizes)
+        _, local, packing = self._local
         if self._shared is not None:
             base = self._shared.vector(BASE)
         elif command.state is not None:
@@ -238,8 +237,9 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
         self._heartbeats = self._around.start_heartbeats(*pulse)  # compiling may take seconds
         if self._local is None or self._local[0] != welcome.steps:
-            self._local = welcome.steps, self._local_of(welcome.steps)
-        _, local = self._local
+            local = self._local_of(welcome.steps)
+            self._local = welcome.steps, local, StatePacking(*local.rule.sizes)
+        _, local, _ = self._local
         if welcome.segment is not None:
             self._shared = self._around.attach(welcome.segment, local.rule.state_size)
         logger.info(
