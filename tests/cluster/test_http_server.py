@@ -22,7 +22,6 @@ from dist_net.errors import AddressError, KeyFileError
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.http.application import application
 from dist_net.serving.http.http_connection import HttpConnection
-from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
 from fake_service import FakeService
@@ -44,7 +43,6 @@ Client = Callable[[HttpServer], Awaitable[Any]]
 def while_serving(
     client: Client,
     service: FakeService | None = None,
-    refusals: Refusals | None = None,
     run_loop: Callable[[Any], Any] = uvloop.run,
     **settings: Any,
 ) -> Any:
@@ -52,10 +50,9 @@ def while_serving(
 
     async def run() -> Any:
         chosen = HttpSettings(**{"address": "127.0.0.1:0"} | settings)
-        refused = refusals or Refusals()
         ledger = ClientLedger(chosen.queue_bytes)
         fake = service or FakeService(max_batch_size=MAX_ROWS)
-        app = application(fake, chosen, refusals=refused, ledger=ledger)
+        app = application(fake, chosen, ledger=ledger)
         server = HttpServer(app)
         serving = asyncio.create_task(server.serve())
         try:
@@ -344,7 +341,7 @@ def test_requests_that_do_not_await_answers_are_limited(count: int) -> None:
     "nonsense", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 1_000_000]
 )
 def test_what_is_no_request_does_not_cost_the_one_before_its_answer(nonsense: bytes) -> None:
-    service, refusals = FakeService(is_silent=True), Refusals()
+    service = FakeService(is_silent=True)
 
     async def client(server: HttpServer) -> None:
         connection = await connected(server)
@@ -352,13 +349,13 @@ def test_what_is_no_request_does_not_cost_the_one_before_its_answer(nonsense: by
         while not service.futures:
             await asyncio.sleep(0.001)
         connection[1].write(nonsense)
-        while not refusals.counts:
+        while not server.refusals.counts:
             await asyncio.sleep(0.001)
         service.futures[0].set_result(service._answer(service.requests[0]))
         assert (await said(connection))[0] == 200
         assert await end(connection) == b""
 
-    while_serving(client, service, refusals)
+    while_serving(client, service)
 
 
 def test_a_body_beyond_the_limit_is_refused_before_it_came() -> None:
@@ -467,8 +464,6 @@ def test_requests_that_fill_many_turns_of_the_loop_are_answered_in_order() -> No
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])
 def test_a_body_below_the_minimum_rate_is_refused(path: str) -> None:
-    refusals = Refusals()
-
     async def client(server: HttpServer) -> int:
         connection = await connected(server)
         connection[1].write(b"POST %s HTTP/1.1\r\nHost: localhost\r\n" % path.encode())
@@ -481,10 +476,10 @@ def test_a_body_below_the_minimum_rate_is_refused(path: str) -> None:
         assert headers[b"connection"] == b"close"
         assert "1,000,000 bytes/s" in json.loads(body)["error"]
         connection[1].close()
+        assert server.refusals.counts[408] == 1
         return code
 
-    assert while_serving(client, None, refusals, body_timeout_s=0.2, min_bytes_per_s=10**6) == 408
-    assert refusals.counts[408] == 1
+    assert while_serving(client, body_timeout_s=0.2, min_bytes_per_s=10**6) == 408
 
 
 def test_bodies_that_stand_still_give_way_to_others() -> None:
@@ -591,8 +586,6 @@ LOOPS = pytest.mark.parametrize("run_loop", [uvloop.run, asyncio.run], ids=["uvl
 def test_beyond_the_limit_the_connection_that_is_idle_longest_is_dropped(
     beginning: bytes, run_loop: Callable[[Any], Any]
 ) -> None:
-    refusals = Refusals()
-
     async def client(server: HttpServer) -> None:
         open_ones = [await connected(server) for _ in range(20)]
         for connection in open_ones:
@@ -606,9 +599,9 @@ def test_beyond_the_limit_the_connection_that_is_idle_longest_is_dropped(
             await end(connection)
         for connection in open_ones:
             connection[1].close()
+        assert server.refusals.counts[503] >= 16
 
-    while_serving(client, None, refusals, run_loop, connections=4)
-    assert refusals.counts[503] >= 16
+    while_serving(client, run_loop=run_loop, connections=4)
 
 
 UNFINISHED = HEAD + b"Content-Length: 1000\r\n\r\nx"
@@ -638,7 +631,7 @@ def test_connections_that_wait_for_their_clients_give_way(
         for each in slow_ones:
             each.close()
 
-    while_serving(client, None, None, run_loop, connections=4)
+    while_serving(client, run_loop=run_loop, connections=4)
 
 
 def test_a_connection_whose_request_is_not_answered_is_not_dropped() -> None:
@@ -705,7 +698,7 @@ def test_connections_without_a_handshake_are_limited_and_give_way(
         for each in ends:
             each.cancel()
 
-    while_serving(client, None, None, run_loop, connections=4, **tls)
+    while_serving(client, run_loop=run_loop, connections=4, **tls)
 
 
 def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
@@ -732,7 +725,7 @@ def test_large_bodies_and_answers_come_through_tls(
             assert (code, len(answer) > 1_000_000) == (200, True), headers
         connection[1].close()
 
-    while_serving(client, None, None, run_loop, **tls)
+    while_serving(client, run_loop=run_loop, **tls)
 
 
 def test_a_server_that_stops_gives_handshakes_up(tls: dict[str, Path]) -> None:

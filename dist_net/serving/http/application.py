@@ -51,15 +51,14 @@ def application(
     clock: Clock | None = None,
     *,
     page: Path = PAGE,
-    refusals: Refusals | None = None,
     ledger: ClientLedger | None = None,
 ) -> Guard:
     """Return the application that passes requests over HTTP to ``gateway``.
 
     ``clock`` is the pool's, by default the system's. ``page`` is the directory of the page's files.
-    The metrics show ``refusals``, the HTTP server's. Other interfaces share ``ledger``.
+    ``ledger`` is the gateway's.
     """
-    refusals = refusals or Refusals()
+    refusals = Refusals()
     ledger = ledger or ClientLedger(settings.queue_bytes)
     memory = RequestMemory(settings)
     files = page_routes(page)
