@@ -73,6 +73,7 @@ FAILING = {
     "join": ["--connect", "none"],
     "status": ["none"],
     "reload": ["none", "--connect", "none"],
+    "labels": ["none"],
 }
 
 
