@@ -145,7 +145,7 @@ class WorkerCycle:
         self._began_s = 0.0
         self._places = ServerPlaces()
         self._answer_bytes = 0  # the arrays of the last Work
-        self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
+        self._last_bytes_per_s = self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
     def overdue_at_s(self) -> float:
@@ -214,7 +214,10 @@ class WorkerCycle:
         self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
         travelled_bytes = self._travelling_bytes
         if travelled_bytes and now > self._places.tried_s:
-            self._seen_bytes_per_s = travelled_bytes / (now - self._places.tried_s)
+            latest = travelled_bytes / (now - self._places.tried_s)
+            # A partition, or a server that was stopped, makes one transfer slow, not the network.
+            self._seen_bytes_per_s = max(latest, self._last_bytes_per_s)
+            self._last_bytes_per_s = latest
         self._answer_bytes = 0 if work.state is None else work.state.nbytes
         self.phase, self._work, self._began_s = Phase.COMPUTING, work, now
         return []

@@ -322,6 +322,22 @@ def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_
     assert worker.heartbeat_answered(unheard, 703.0 + 1202.0, 1905.0) == [lost]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_transfer_during_a_partition_makes_no_network_slow(is_first: bool) -> None:
+    state = np.zeros(1_000, np.float32)
+    worker = WorkerCycle(JOIN._replace(vector_size=state.size), "server")
+    worker.start(0.0)
+    worker.received(WELCOME._replace(segment=None), 0.0)
+    now = 0.0
+    for took_s in [3.6] if is_first else [0.1, 3.6]:
+        now += took_s
+        request_id = worker._request.request_id
+        worker.received(work(request_id)._replace(state=state), now)
+        [lost] = worker.computed(0.5, 3, state, now)
+    unheard = Alive(received_id=request_id, answered_id=request_id)
+    assert worker.heartbeat_answered(unheard, now + 3.0, now + 3.0) == [lost]
+
+
 # Joining again
 
 
