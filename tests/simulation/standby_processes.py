@@ -99,8 +99,8 @@ class RunProcess(LoopProcess):
         self._options = options
         self._checks = checks
         self.follows = follows
-        self._is_over = False
         self.begun_s, self.rejoin_timeout_s = 0.0, math.inf
+        self._over_s: float | None = None
         self._heard_s = self._began_s = -math.inf
         self._visits_s: dict[VoterId, float] = {}
         self.standby: StandbyLoop | None = None
@@ -126,6 +126,11 @@ class RunProcess(LoopProcess):
         server = Standby(f"tcp://{self.follows}:1")
         self.standby = StandbyLoop(server, hosts, socket, self.copy, self, self.clock)
         self._drive(self.standby.turns(writer))
+
+    @property
+    def sends_states_since_s(self) -> float:
+        """When it began its term, or its run ended: the last state replaces those on their way."""
+        return self.begun_s if self._over_s is None else self._over_s + DISPLAYED_S
 
     @property
     def finds_server(self) -> bool:
@@ -236,8 +241,8 @@ class RunProcess(LoopProcess):
             raise
 
     def _turned(self, loop: ServerLoop) -> None:
-        if self._checks.turned(loop, self.process_id) and not self._is_over:
-            self._is_over = True
+        if self._checks.turned(loop, self.process_id) and self._over_s is None:
+            self._over_s = self.schedule.now_s
             self.after(DISPLAYED_S, self._shut_down)
 
     def _shut_down(self) -> None:

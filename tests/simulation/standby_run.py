@@ -84,7 +84,9 @@ MEETING_S = 8.0
 """When servers have met, once nothing goes wrong any more."""
 
 COPIED_AFTER_S = 12.0
-"""When a standby that follows a server has a copy, once nothing goes wrong any more."""
+"""When a standby that follows a server has a copy, once nothing goes wrong any more.
+
+A run that ends replaces the states on their way to standbys by its last, so they begin anew."""
 
 RESCUE_AFTER_S = 15.0
 """When a user resumes a run from the newest copy, because no standby can take over, forgets hosts
@@ -489,7 +491,7 @@ class StandbyRun:
         met = [each for each in serving if max(each.begun_s, calm_since_s) < met_s]
         require(len(met) < 2, f"servers remain: {[each.name for each in met]}")
         for each in list(self.processes.values()):
-            begun_s = max((server.begun_s for server in serving), default=0.0)
+            begun_s = max((server.sends_states_since_s for server in serving), default=0.0)
             follows_s = now - max(calm_since_s, each.started_s, begun_s)
             copy = each.copy
             if not each.is_alive or copy is None or len(serving) > 1 or follows_s < COPIED_AFTER_S:
