@@ -62,9 +62,7 @@ class RunDirectory:
         self.cluster = path / "cluster.json"  # workers and addresses, which ``--resume`` restores
         self.logs = path / "logs"
         self.owner = path / "owner"  # the server that started last; see ``RunOwnership``
-        self.standbys = (
-            path / "standbys.json"
-        )  # hosts that may continue the run; see ``Remembered``
+        self.standbys = path / "standbys.json"  # hosts that may go on with it; see ``Remembered``
         self._lock = path / "lock"  # held by the processes that write here; names the holder
         self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()
@@ -245,12 +243,12 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the distinct records by samples, without an incomplete last line."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        found = {(each["samples"], each["kind"]): each for each in records}
+        """Return the distinct records by samples, without those that were not written whole."""
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for line in self.metrics.read_bytes().splitlines() if self.metrics.exists() else ():
+            with suppress(ValueError):  # a process was killed; others may have gone on in its line
+                record = json.loads(line[line.rfind(b'{"kind"') :])
+                found[record["samples"], record["kind"]] = record
         return [found[each] for each in sorted(found)]
 
     @contextmanager

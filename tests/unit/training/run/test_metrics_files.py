@@ -118,6 +118,16 @@ def test_a_run_keeps_its_metrics_until_there_is_room(
     assert directory.read_metrics() == records
 
 
+@pytest.mark.parametrize("torn", ['{"kind": "tr', json.dumps(TRAIN[0])[:-1], "\0\0", "{"])
+def test_records_follow_a_line_within_which_a_process_was_killed(tmp_path: Path, torn: str) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.metrics.write_text(torn)
+    assert directory.read_metrics() == []
+    for record in TRAIN:
+        MetricsFiles(directory).append([record])
+    assert directory.read_metrics() == TRAIN
+
+
 def test_one_file_that_cannot_be_written_keeps_no_other_waiting(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     files = MetricsFiles(directory, tensorboard=True)
