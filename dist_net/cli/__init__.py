@@ -5,7 +5,6 @@ live in that process's module.
 """
 
 import argparse
-import errno
 import io
 import logging
 import os
@@ -18,7 +17,7 @@ from importlib import import_module
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.errors import INTERRUPTED, BadInputError, DistNetError
+from dist_net.errors import INTERRUPTED, DistNetError
 from dist_net.ground.release import VERSION
 from dist_net.processes.token_arguments import own_words
 
@@ -77,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
     # Imported late: these import NumPy, which would slow down --help.
+    from dist_net.ground.files import refusing_long_names
     from dist_net.ground.printable import PrintableFormatter, printable
     from dist_net.processes.entry import raise_descriptor_limit, use_threads
     from dist_net.processes.launcher import hurry
@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         # With --json, stdout has what ``print_json`` prints, whatever a recipe or a library prints.
-        with redirect_stdout(sys.stderr) if vars(parsed).get("json") else nullcontext():
+        printed = redirect_stdout(sys.stderr) if vars(parsed).get("json") else nullcontext()
+        with printed, refusing_long_names():
             return int(parsed.module.run(parsed))
     except DistNetError as error:
         if parsed.debug:
@@ -104,12 +105,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return 0
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG or parsed.debug:
-            raise
-        said = f"{str(error.filename)[:80]!r}... is too long for the name of a file or a model"
-        print(f"dist-net {parsed.command}: {said}", file=sys.stderr)
-        return BadInputError.exit_code
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED

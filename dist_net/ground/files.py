@@ -1,5 +1,6 @@
 """Atomic replacement of files, and the file system as an interface."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -9,7 +10,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dist_net.errors import FileWriteError
+from dist_net.errors import BadInputError, FileWriteError
+
+
+@contextmanager
+def refusing_long_names() -> Iterator[None]:
+    """Raise BadInputError if the body is passed a name that is too long for a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)[:80]
+        raise BadInputError(f"{name!r}... is too long for the name of a file or a model") from error
 
 
 class AppendedFile:

@@ -25,6 +25,7 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.ground.checkpoint import Checkpoint
+from dist_net.ground.files import refusing_long_names
 from dist_net.ground.vector import Vector
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
@@ -270,6 +271,7 @@ class Run(LoadedModel):
         return evaluation
 
 
+@refusing_long_names()
 def load(
     model: str | Path,
     *,
@@ -292,10 +294,8 @@ def load(
     not exist, is damaged, or its recipe is not trusted, and the errors of downloading.
     """
     for name, path in {"model": model, "weights": weights, "labels": labels}.items():
-        if not isinstance(path, str | Path | None):
-            raise SettingError(
-                f"{name} of type {type(path).__name__}; expected the path of a file, or a name"
-            )
+        if not isinstance(path, str | Path | None) or "\0" in str(path):
+            raise SettingError(f"{name} {path!r:.80}; expected the path of a file, or a name")
     files = (None if each is None else Path(each) for each in (weights, labels))
     (named,) = parse_pool_sources([str(model)], *files)
     with FetchProgress(plain_console()) as progress:

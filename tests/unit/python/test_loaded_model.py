@@ -16,6 +16,7 @@ from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, astype, mean, reshape
 from dist_net.data import records
 from dist_net.errors import (
+    BadInputError,
     DatasetError,
     DTypeError,
     ImageError,
@@ -347,6 +348,12 @@ def test_every_source_is_evaluated_alike(engine: str, tmp_path: Path) -> None:
         assert found.confusion.sum() == 50
         with pytest.raises(DatasetError, match=naming("3")):
             each.evaluate(inputs, labels + 1)
+
+
+@pytest.mark.parametrize("name", [300 * "a", f"m={300 * 'a'}", f"{300 * 'a'}/b.onnx", "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_model(name: str) -> None:
+    with pytest.raises(BadInputError, match=r"too long for the name of a file|expected the path"):
+        load(name)
 
 
 def test_only_models_are_exported(tmp_path: Path) -> None:
