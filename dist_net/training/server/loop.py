@@ -63,7 +63,11 @@ STOP_GRACE_S = 1.0
 POLL_S = 0.01  # while the last checkpoint is written
 LAST_TRIES = 3
 RETRY_AFTER_S = 1.0
+NOTIFY_EVERY_S = 1.5
+LOOKED_FOR_S = 3.0
+"""How long a server without a majority looks for another server before it ends."""
 
+Connect = Callable[[Standby], ServerConnection]
 Received = tuple[bytes, Message] | None
 
 
@@ -75,13 +79,6 @@ class WorkersSocket(Protocol):
     def send_one(self, node: bytes, message: Message) -> bool: ...
     def has_unread(self, node: bytes) -> bool: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
-
-
-NOTIFY_EVERY_S = 1.5
-LOOKED_FOR_S = 3.0
-"""How long a server without a majority looks for another server before it ends."""
-
-Connect = Callable[[Standby], ServerConnection]
 
 
 @dataclass

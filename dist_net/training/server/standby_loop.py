@@ -41,7 +41,6 @@ ANSWER_WITHIN_S = 1.5
 
 MAX_VISITORS = 4096
 
-
 OpenedServer = AbstractContextManager[ServerLoop]
 
 
