@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 NOTICED_WITHIN_S = 0.5
 """A running server reads the claim several times a second, and so notices a newer one."""
 
-_RANDOM = SystemRandom()
+RANDOM = SystemRandom()
 
 
-def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) -> int:
+def next_term(term: int, random: Random = RANDOM, *, takes_over: bool = False) -> int:
     """Return a term after ``term`` that no other server draws.
 
     A takeover outweighs any number of starts in place, which a cut-off server may repeat.
@@ -41,12 +41,7 @@ class RunOwnership:
     """
 
     def __init__(
-        self,
-        path: Path,
-        host: str,
-        disk: Disk = HOST_DISK,
-        after: int = 0,
-        random: Random = _RANDOM,
+        self, path: Path, host: str, disk: Disk = HOST_DISK, after: int = 0, random: Random = RANDOM
     ) -> None:
         self._path = path
         self._disk = disk
