@@ -77,7 +77,7 @@ def _set(arguments: argparse.Namespace, folder: ImageFolder, collection: Collect
     if path.is_file():
         is_listed = path.resolve().is_relative_to(folder.root.resolve())
         load_image(path)  # raises ImageError
-        image = file_digest(path) if is_listed else collection.store(path.read_bytes())
+        image: str | bytes = file_digest(path) if is_listed else path.read_bytes()
     else:
         image = str(path)
         known = {each.image for each in collection.labels()}

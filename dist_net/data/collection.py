@@ -98,19 +98,9 @@ class Collection(AbstractContextManager["Collection"]):
     def close(self) -> None:
         self._log.close()
 
-    def store(self, content: bytes) -> str:
-        """Keep an image's file, once; return its digest."""
-        digest = hashlib.sha256(content).hexdigest()
-        path = self.images / digest
-        with self._translated():
-            if not path.exists():
-                with replacing(path) as partial:
-                    partial.write_bytes(content)
-        return digest
-
     def set_label(
         self,
-        image: str,
+        image: str | bytes,
         label: str | None,
         teacher: str,
         classes: Iterable[str],
@@ -120,8 +110,12 @@ class Collection(AbstractContextManager["Collection"]):
         """Set the label of an image, or None; return its current label, which is on the disk.
 
         A label that resembles one of the folder's ``classes``, or one in the log, is refused unless
-        it ``is_new``. The current label is not set again by the same teacher.
+        it ``is_new``. The current label is not set again by the same teacher. ``image``: a digest,
+        or the content of a file, which is stored once.
         """
+        content = image if isinstance(image, bytes) else None
+        if isinstance(image, bytes):
+            image = hashlib.sha256(image).hexdigest()
         if len(image) != DIGEST_LENGTH or image.strip("0123456789abcdef"):
             raise CollectionError(
                 f"image {image[:80]!r}: expected 64 hexadecimal digits of SHA-256"
@@ -133,6 +127,9 @@ class Collection(AbstractContextManager["Collection"]):
             if before is not None and (before.label, before.teacher) == (label, teacher):
                 return before
             row = time.time(), _named(teacher), image, label, before and before.number
+            if content is not None and not (path := self.images / image).exists():
+                with replacing(path) as partial:
+                    partial.write_bytes(content)
             sql = "INSERT INTO labels (at, teacher, image, label, replaces) VALUES (?, ?, ?, ?, ?)"
             number = log.execute(sql, row).lastrowid
             assert number is not None
@@ -160,6 +157,12 @@ class Collection(AbstractContextManager["Collection"]):
                 ],
             )
         return withdrawn
+
+    def changes(self) -> int:
+        """Return a number that differs whenever another object has changed the log."""
+        with self._translated():
+            (number,) = self._log.execute("PRAGMA data_version").fetchone()
+        return int(number)
 
     def labels(self) -> list[Label]:
         """Return every label that was ever set, in order."""
@@ -217,8 +220,8 @@ def _checked(label: str, known: set[str], *, is_new: bool) -> str:
     cutoff = 1.0 if is_new else SIMILAR
     if close := get_close_matches(name.casefold(), plain, 1, cutoff):
         raise CollectionError(
-            f"label {name!r} is no class; did you mean {plain[close[0]]!r}? For a new class, "
-            f"request a new one"
+            f"label {name!r} is no class; did you mean {plain[close[0]]!r}? To begin a class of "
+            f"this name, set it as new"
         )
     return name
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Self
@@ -304,7 +305,7 @@ class _Listing:
         """
         had = {each.class_name for each in self.images}
         is_divided = any(each.part for each in self.images)
-        digest_of = {each.path: file_digest(self._root / each.path) for each in self.images}
+        digest_of = {each.path: _digest_of(self._root, each) for each in self.images}
         for digest, label in labels.items():
             if digest not in digest_of.values() and label is not None:
                 try:
@@ -414,14 +415,24 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
 
 def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
     """Map each path to its content: the SHA-256 if sizes are equal, else the unique path."""
-    of_size: dict[int, list[str]] = defaultdict(list)
+    of_size: dict[int, list[LabelledImage]] = defaultdict(list)
     for image in images:
-        of_size[image.size_bytes].append(image.path)
+        of_size[image.size_bytes].append(image)
     contents = {image.path: image.path for image in images}
-    for size_bytes, paths in of_size.items():
-        if size_bytes and len(paths) > 1:
-            contents |= {path: file_digest(root / path) or path for path in paths}
+    for size_bytes, alike in of_size.items():
+        if size_bytes and len(alike) > 1:
+            contents |= {each.path: _digest_of(root, each) or each.path for each in alike}
     return contents
+
+
+def _digest_of(root: Path, image: LabelledImage) -> str:
+    """Return ``file_digest``, which is computed once until the file changes."""
+    return _known_digest(root / image.path, image.size_bytes, image.modified_ns)
+
+
+@lru_cache(maxsize=1 << 17)
+def _known_digest(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG001
+    return file_digest(path)
 
 
 def file_digest(path: Path) -> str:

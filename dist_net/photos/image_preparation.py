@@ -108,7 +108,7 @@ def prepare_images(
         root = cache.folder.root.absolute()
         job = ImageJob(root, cache.preprocessing, pixels and pixels.absolute(), max_s_per_image)
         images = cache.folder.images
-        decoding = _Decoding(job, len(rows), logs / "image-workers.log", show)
+        decoding = _Decoding(job, len(images), len(rows), logs / "image-workers.log", show)
         chunks = deque(
             ImageChunk(part[0], [images[row].path for row in part])
             for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
@@ -133,9 +133,13 @@ def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) 
 
 @dataclass(eq=False)
 class _Decoding:
-    """A job and its progress; a new pool replaces the pool that an image breaks."""
+    """A job and its progress; a new pool replaces the pool that an image breaks.
+
+    ``total``: the images to decode, of the folder's ``images``.
+    """
 
     job: ImageJob
+    images: int
     total: int
     log: Path
     show: ShowCount
@@ -193,7 +197,7 @@ class _Decoding:
 
     def _record(self, chunk: ImageChunk, skipped: Mapping[str, str]) -> None:
         self.skipped |= skipped
-        require_few_skipped(self.job.root, self.skipped, self.total)
+        require_few_skipped(self.job.root, self.skipped, self.images)
         self.done += len(chunk.paths)
         self.show(self.done, self.total)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from PIL import Image
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
@@ -39,41 +40,65 @@ def train_and_report(options: ImageOptions, host: RunHost) -> dict[str, Any]:
     directory = host.directory
     with directory.locked(), ExitStack() as opened:
         trained = ImageRun(host, options).train()
-        images = opened.enter_context(trained.images)
-        recipe, judged, head = trained.recipe, trained.judged, trained.head
-        calibration = judged.calibrate(options.precision)
-        tested = None
-        if len(images.rows(TEST)):
-            tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
-        left_out = []
-        if head is not None:
-            left_out = left_out_classes(
-                head.features,
-                head.heads,
-                judged,
-                folds=head.fold_of,
-                names=recipe.class_names,
-                precision=options.precision,
-            )
-        samples = len(images.rows(TRAIN))
-        content = _about(options, trained)
-        content |= report_content(recipe.class_names, judged, tested, calibration, left_out)
-        metrics = directory.read_metrics()
-        content["curves"] = [{**each, "epoch": each["samples"] / samples} for each in metrics]
+        opened.enter_context(trained.images)
+        content = _content(directory, options, trained)
         write_model(directory, options, trained)
-        thumbnails = _thumbnails(images, content)
-        if recipe.base.kind == "small" or trained.tuning or options.views > 1:
-            thumbnails |= _variants(images, options)
-        report = directory.report
-        directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
-        directory.write(report, report_page(content, thumbnails))
         try:
-            with directory.replacing(report.with_suffix(".png")) as file:
-                draw_report(content, thumbnails, file)
+            _write(directory, options, trained, content)
         except MissingExtraError as error:
             host.display.console.print(str(error))
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.model_file)} | measured
+
+
+def write_report(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
+    """Write the report of a model that is written already."""
+    with suppress(MissingExtraError):  # the picture needs Matplotlib
+        _write(directory, options, trained, _content(directory, options, trained))
+
+
+def _content(
+    directory: RunDirectory, options: ImageOptions, trained: TrainedImages
+) -> dict[str, Any]:
+    """Return what was measured of a model, as a JSON object."""
+    images, recipe, judged, head = trained.images, trained.recipe, trained.judged, trained.head
+    tested = None
+    if len(images.rows(TEST)):
+        tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
+    left_out = []
+    if head is not None:
+        left_out = left_out_classes(
+            head.features,
+            head.heads,
+            judged,
+            folds=head.fold_of,
+            names=recipe.class_names,
+            precision=options.precision,
+        )
+    samples = len(images.rows(TRAIN))
+    calibration = judged.calibrate(options.precision)
+    content = _about(options, trained)
+    content |= report_content(recipe.class_names, judged, tested, calibration, left_out)
+    metrics = directory.read_metrics()
+    content["curves"] = [{**each, "epoch": each["samples"] / samples} for each in metrics]
+    return content
+
+
+def _write(
+    directory: RunDirectory,
+    options: ImageOptions,
+    trained: TrainedImages,
+    content: dict[str, Any],
+) -> None:
+    """Write the report's files, the picture last. Raise MissingExtraError without Matplotlib."""
+    thumbnails = _thumbnails(trained.images, content)
+    if trained.recipe.base.kind == "small" or trained.tuning or options.views > 1:
+        thumbnails |= _variants(trained.images, options)
+    report = directory.report
+    directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
+    directory.write(report, report_page(content, thumbnails))
+    with directory.replacing(report.with_suffix(".png")) as file:
+        draw_report(content, thumbnails, file)
 
 
 def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
+    Thumbnails,
     groups_of,
     image_copies,
     mirrored_classes,
@@ -89,12 +90,25 @@ class TrainedImages(NamedTuple):
     tuning: str
 
 
+class ComparedImages(NamedTuple):
+    """The usable images of a cache entry: digests of their pixels, and the pairs of copies."""
+
+    key: str
+    thumbnails: Thumbnails
+    digests: list[bytes]
+    copies: list[tuple[int, int]]
+
+
 @dataclass(eq=False)
 class ImageRun:
-    """The run in the host's directory, which is locked. A standby trains its own head."""
+    """The run in the host's directory, which is locked. A standby trains its own head.
+
+    To train again after labels have changed takes a fraction of the time.
+    """
 
     host: RunHost
     options: ImageOptions
+    _compared: ComparedImages | None = None
 
     def __post_init__(self) -> None:
         self.directory, self.console = self.host.directory, self.host.display.console
@@ -231,7 +245,7 @@ class ImageRun:
             options.cache_bytes,
         )
         images = self._prepare(cache)
-        groups, digests = self._group(cache.folder, images)
+        groups, digests = self._group(cache, images)
         hexadecimal = tuple(each.hex() for each in digests)
         cache = replace(cache, folder=images.folder, digests=hexadecimal)
         if before is not None:
@@ -275,17 +289,20 @@ class ImageRun:
         return images
 
     def _group(
-        self, folder: ImageFolder, images: PreparedImages
+        self, cache: ImageCache, images: PreparedImages
     ) -> tuple[SampleIndices, list[bytes]]:
         """Keep similar images on one side; return all groups, the digests of usable images."""
-        rows = images.rows()
-        thumbnails, digests = thumbnails_and_digests(images.samples())
+        folder, rows = cache.folder, images.rows()
+        if self._compared is None or self._compared.key != cache.key:
+            thumbnails, digests = thumbnails_and_digests(images.samples())
+            pairs = [*image_copies(thumbnails)] if self.options.groups else []
+            self._compared = ComparedImages(cache.key, thumbnails, digests, pairs)
+        _, thumbnails, digests, pairs = self._compared
         labels = np.array(folder.labels, np.int64)
         paths = [folder.images[row].path for row in rows.tolist()]
         scenes = scene_of_each(paths, self.options.group_by)
         groups = np.arange(len(labels))
-        copies = image_copies(thumbnails) if self.options.groups else ()
-        groups[rows] = rows[groups_of(scenes, copies)]
+        groups[rows] = rows[groups_of(scenes, pairs)]
         images.folder = folder.regrouped(
             groups.tolist(), self.options.validation, self.options.run.seed
         )

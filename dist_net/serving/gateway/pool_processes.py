@@ -28,7 +28,7 @@ from dist_net.ground.files import read_regular_file
 from dist_net.ground.printable import printable
 from dist_net.processes.entry import process_state
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.processes.launcher import ProcessSpec, RunningChild
+from dist_net.processes.launcher import LocalProcesses, ProcessSpec, RunningChild
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import Supervisor
 from dist_net.serving import model_reading
@@ -188,6 +188,7 @@ class PoolProcesses:
         self._here = Supervisor(self._local, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors = [self._here]
         self._start_on_ray: Callable[[], None] = lambda: None
+        self._teachers: Sequence[ProcessSpec] = ()
         self._ends: Counter[str] = Counter()
         self._failure: DistNetError | None = None
         self._wake = asyncio.Event()
@@ -204,6 +205,11 @@ class PoolProcesses:
         self._start_on_ray = partial(
             on_ray.add_workers, lambda name: self._with_credential(worker(name)), count
         )
+
+    def add_teachers(self, logs: Path, specs: Sequence[ProcessSpec]) -> None:
+        """Also keep processes running that replace models; see ``dist_net.photos.teaching``."""
+        self._teachers = specs
+        self._supervisors.append(Supervisor(LocalProcesses(logs), math.inf, _notify))
 
     def start(
         self,
@@ -227,6 +233,8 @@ class PoolProcesses:
         for spec in self._workers:
             self._here.add(partial(self._with_credential, spec))
         self._start_on_ray()
+        for spec in self._teachers:
+            self._supervisors[-1].add(spec)
         return self._supervising
 
     def read(self, command: ReadModel | RemoveArrays) -> None:

@@ -59,6 +59,7 @@ class ServingOptions:
     contact: str | None = None
     token_lifetime: float = TOKEN_LIFETIME_S
     ray: str | None = None
+    teach: bool = False
 
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
@@ -105,6 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--labels", Path, "FILE", "a text file with one class name per line"),
         ("--training-keys", Path, "DIR", "keys for the parameter server"),
     )
+    text = "learn from the labels that people set for the images of a run on a folder"
+    parser.add_argument("--teach", action="store_true", help=text)
     add_trust_argument(parser)
     _add_workers(parser.add_argument_group("workers"))
     _add_requests(parser.add_argument_group("requests"))

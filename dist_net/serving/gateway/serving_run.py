@@ -12,19 +12,21 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dist_net.errors import INTERRUPTED, AddressError, ModelLoadError
+from dist_net.errors import INTERRUPTED, AddressError, ModelLoadError, SettingError
 from dist_net.ground.clock import SystemClock
 from dist_net.ground.command_line import importing, joining_command
 from dist_net.ground.printable import printable
 from dist_net.ground.release import release
 from dist_net.nets.run_contents import confirm_recipe
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.model_files import RunFiles
 from dist_net.nets.sources.named_source import ModelSource, NamedSource, parse_pool_sources
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec, Word
@@ -36,6 +38,7 @@ from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.requests import Status
 from dist_net.wire.fields import MAX_HEADER_BYTES
 from dist_net.wire.security import (
     CLIENT,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dist_net.serving.gateway.serving_run")
 
+TEACHER = "dist_net.photos.teaching.teacher"  # by name: photos may import serving
 POLL_S = 0.02
 WORKER_ID_BITS = 63
 RETIRE_S = 2.0  # for children to leave before they are killed
@@ -136,19 +140,60 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         if (ray := places.ray) is not None:
             ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(ray, partial(_worker, options, ray.worker_options), options.workers)
+        taught = _taught(sources) if options.teach else {}
+        specs = [
+            ProcessSpec(f"teacher-{n}", TEACHER, (str(run.path),)) for n, run in taught.items()
+        ]
+        processes.add_teachers(places.logs, specs)
         ledger = ClientLedger(options.queue_bytes, options.quota)
         gateway = Gateway(pool, places.workers, processes, clock, ledger)
         with _naming("--http"):
-            http = _http(options, gateway, ledger)
+            collections = {name: run.collection for name, run in taught.items()}
+            http = _http(options, gateway, ledger, collections)
         _print_joining(options, places)
         try:
+            watch = asyncio.create_task(_reload_taught(gateway, taught))
             is_drained = await _run(options, gateway, http, processes, stop)
+            watch.cancel()
         except ModelLoadError as error:
             error.args = (f"{error} (logs: {places.logs})",)
             raise
     if not is_drained:
         logger.warning("not_drained grace_s=%g", options.grace)
     return stop.exit_code if is_drained else 1
+
+
+def _taught(sources: Sequence[tuple[NamedSource, ModelSource]]) -> dict[str, RunDirectory]:
+    """Return the runs on folders of images; raise SettingError without one."""
+    paths = {named.name: each.path for named, each in sources if isinstance(each, RunFiles)}
+    runs = {name: RunDirectory(path) for name, path in paths.items()}
+    taught = {name: run for name, run in runs.items() if run.folder.exists()}
+    if not taught:
+        raise SettingError(
+            f"--teach with {', '.join(named.text for named, _ in sources)}: expected a run on a "
+            f"folder of images, which learns from labels"
+        )
+    return taught
+
+
+async def _reload_taught(gateway: Gateway, runs: Mapping[str, RunDirectory]) -> None:
+    """Reload a model whenever its teacher, or another training, has replaced its file."""
+    written = {name: _written_ns(run.best) for name, run in runs.items()}
+    while runs:
+        await asyncio.sleep(POLL_S)
+        for name, run in runs.items():
+            before, written[name] = written[name], _written_ns(run.best)
+            if written[name] not in (before, 0):
+                result = await gateway.reload(name)
+                if result.status != Status.OK:
+                    logger.warning("not_reloaded model=%s reason=%s", name, result.reason)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
@@ -268,7 +313,12 @@ def _worker(options: ServingOptions, where: Sequence[Word], name: str) -> Proces
     return ProcessSpec(name, module, tuple(words), cores=options.threads)
 
 
-def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "HttpServer":
+def _http(
+    options: ServingOptions,
+    gateway: Gateway,
+    ledger: ClientLedger,
+    collections: Mapping[str, Path],
+) -> "HttpServer":
     with importing("web", "dist-net serve"):
         from dist_net.serving.http.application import application
         from dist_net.serving.http.server import HttpServer
@@ -280,7 +330,7 @@ def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> "H
         queue_bytes=options.queue_bytes,
         access_log=options.access_log,
     )
-    return HttpServer(application(gateway, settings, ledger=ledger))
+    return HttpServer(application(gateway, settings, ledger=ledger, collections=collections))
 
 
 if __name__ == "__main__":

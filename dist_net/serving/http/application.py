@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mimetypes
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.exchange import Guard, RequestMemory, served_model
+from dist_net.serving.http.labels import Labels
 from dist_net.serving.http.model_endpoints import Models
 from dist_net.serving.http.open_inference import InferEndpoint
 from dist_net.serving.http.pool_metrics import metrics_route, pool_metrics
@@ -52,11 +54,13 @@ def application(
     *,
     page: Path = PAGE,
     ledger: ClientLedger | None = None,
+    collections: Mapping[str, Path] | None = None,
 ) -> Guard:
     """Return the application that passes requests over HTTP to ``gateway``.
 
     ``clock`` is the pool's, by default the system's. ``page`` is the directory of the page's files.
     ``ledger`` is the gateway's.
+    ``collections``: the labels of each model that is taught.
     """
     refusals = Refusals()
     ledger = ledger or ClientLedger(settings.queue_bytes)
@@ -66,8 +70,9 @@ def application(
         *InferEndpoint(gateway, memory).routes(),
         *Classification(gateway, memory).routes(),
         *Models(gateway, memory, clock or SystemClock()).routes(),
+        *Labels(gateway, memory, collections or {}).routes(),
         *sample_routes(gateway),
-        pool_route(gateway),
+        pool_route(gateway, collections or {}),
         metrics_route(partial(pool_metrics, gateway, refusals, ledger)),
         openapi_route(),
         *files,
@@ -151,7 +156,7 @@ def openapi_route() -> Route:
     return Route("/openapi.json", openapi)
 
 
-def pool_route(gateway: Gateway) -> Route:
+def pool_route(gateway: Gateway, taught: Container[str] = ()) -> Route:
     """Return the route ``/pool``: ``gateway.status``, and the facts of each model for the page."""
 
     def facts(name: str) -> dict[str, Any]:
@@ -165,6 +170,7 @@ def pool_route(gateway: Gateway) -> Route:
             "fitting": "letterbox" if model.input_datatype == "FP32" else model.fitting,
             "unknown_below": model.unknown_below,
             "samples": len(served.samples),
+            "is_taught": name in taught,
         }
 
     async def pool(_: Request) -> Json:

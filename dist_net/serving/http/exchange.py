@@ -40,7 +40,7 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
-from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.settings import TEACHER, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.wire.security import OPERATOR
@@ -53,6 +53,7 @@ _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-
 # Requests that change what is served, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
+_LABELS_PATH = "/labels"
 _HEALTH = "/v2/health/"
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
@@ -83,6 +84,7 @@ class Guard:
         send = self._noting(scope, send, request_id)
         host, _ = scope.get("client") or ("", 0)
         credential = self.settings.credential(host, headers.get(b"authorization", b""))
+        state["credential"] = credential
         if refusal := self._refusal(scope, headers, credential.role):
             await error_reply(*refusal)(scope, receive, send)
         elif scope["path"].startswith(
@@ -166,10 +168,13 @@ class Guard:
             return 401, (
                 "the token is missing or wrong; expected the header Authorization: Bearer TOKEN"
             )
-        if role != OPERATOR and path.startswith(_OPERATORS_PATHS):
+        needed = OPERATOR if path.startswith(_OPERATORS_PATHS) else ""
+        if path.endswith(_LABELS_PATH):
+            needed = TEACHER
+        if needed and role not in (needed, OPERATOR):
             return 403, (
-                f"a {role} may not use {path[:80]!r}; expected the token of an operator (a line "
-                f"'operator TOKEN' in the server's --token-file)"
+                f"a {role} may not use {path[:80]!r}; expected the token of an operator "
+                f"or {needed} (a line '{needed} TOKEN' in the server's --token-file)"
             )
         return None
 

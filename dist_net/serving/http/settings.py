@@ -23,9 +23,11 @@ MIB = 2**20
 MIN_TOKEN = 16
 _MAX_TOKEN_BYTES = 64 * 1024
 _READ_EVERY_S = 1.0
+TEACHER = "teacher"
+"""The role of a token that may also set labels; see ``Labels``."""
 # The characters of a bearer token (RFC 6750, 2.1): a comment or a misspelt role is no token.
 _TOKEN_LINE = re.compile(
-    rf"((?P<role>{CLIENT}|{OPERATOR})\s+)?(?P<token>[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*)"
+    rf"((?P<role>{CLIENT}|{TEACHER}|{OPERATOR})\s+)?(?P<token>[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*)"
     rf"(\s+name=(?P<name>[\w.-]{{1,64}}))?"
     rf"(\s+rate=(?P<rate>[1-9]\d{{0,8}}))?(\s+inflight=(?P<inflight>[1-9]\d{{0,8}}))?",
     re.ASCII,
@@ -47,7 +49,9 @@ class Credential(NamedTuple):
 
 
 class TokenFile:
-    """Tokens, one a line: ``client TOKEN``, ``operator TOKEN``, or a TOKEN alone, an operator's.
+    """Tokens, one a line: ``ROLE TOKEN``, or a TOKEN alone, an operator's.
+
+    ROLE is ``client``, ``teacher`` or ``operator``.
 
     ``name=NAME``, ``rate=N`` (requests per second) and ``inflight=N`` may follow, in this order. A
     token without a name is named by a digest.
@@ -127,8 +131,9 @@ class TokenFile:
         if unusable:
             return (
                 f"line {', '.join(unusable[:3])} of the token file {self._path} is unusable; "
-                f"expected 'client TOKEN', 'operator TOKEN' or TOKEN, a TOKEN of at least "
-                f"{MIN_TOKEN} letters, digits and -._~+/, and perhaps 'name=NAME rate=N inflight=N'"
+                f"expected TOKEN or 'ROLE TOKEN', a ROLE of {CLIENT}, {TEACHER} and {OPERATOR}, a "
+                f"TOKEN of at least {MIN_TOKEN} letters, digits and -._~+/, and perhaps "
+                f"'name=NAME rate=N inflight=N'"
             )
         return ""
 

@@ -152,9 +152,14 @@ def test_it_is_told_apart_by_ear(visit: Any) -> None:
     assert levels == [1, 2, 2, 3, 3]
     expect(page.get_by_role("table", name="Workers").get_by_role("columnheader")).to_have_count(6)
     expect(page.get_by_role("meter", name="Coat")).to_be_visible()
-    # Announced: the state of the pool, an answer, a problem. Not what changes every second.
+    # Announced: the state of the pool, an answer, a problem, a label; not what changes often.
     live = page.locator("[role=status], [role=alert], output, [aria-live]")
-    assert live.evaluate_all("all => all.map(each => each.id)") == ["state", "problem", "verdict"]
+    assert live.evaluate_all("all => all.map(each => each.id)") == [
+        "state",
+        "problem",
+        "verdict",
+        "taught",
+    ]
 
 
 def test_nothing_moves_for_those_who_asked_for_rest(visit: Any) -> None:

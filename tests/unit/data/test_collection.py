@@ -21,9 +21,8 @@ from dist_net.data.collection import Collection
 
 with Collection(Path(sys.argv[1])) as collection:
     for number in range(1000):
-        image = collection.store(b"image %d" % number)
-        collection.set_label(image, "cat", sys.argv[2], ("cat",))
-        print(image, flush=True)
+        label = collection.set_label(b"image %d" % number, "cat", sys.argv[2], ("cat",))
+        print(label.image, flush=True)
 """
 
 

@@ -4,6 +4,7 @@ import { byId, element, fromTemplate, write } from "./elements.js";
 import { drawAsSeen } from "./fitting.js";
 import { classify } from "./gateway.js";
 import { offerCopies, showRequest } from "./request.js";
+import { offerTeaching } from "./teach.js";
 import { offerSamples, sampleAt } from "./samples.js";
 import { count, label, milliseconds, percent } from "./words.js";
 
@@ -107,6 +108,7 @@ async function ask() {
   const found = await classify(model.name, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
+  offerTeaching(model, image, found);
   showRequest(found.model, image);
 }
 

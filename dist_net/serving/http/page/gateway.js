@@ -62,6 +62,27 @@ export async function classify(model, image, signal) {
   return { ...answer, total_ms: performance.now() - before };
 }
 
+const labelsPath = (model, given) =>
+  `v1/models/${encodeURIComponent(model)}/labels?${new URLSearchParams(given)}`;
+
+/** Labels an image, null: none of the classes. Throws a Problem. */
+export const setLabel = (model, image, label, isNew) =>
+  send(labelsPath(model, { ...(label !== null && { label }), ...(isNew && { new: 1 }) }), {
+    method: "POST",
+    body: image,
+    headers: { "Content-Type": image.type || "application/octet-stream" },
+  });
+
+/** The latest labels, the newest first. Throws a Problem. */
+export const labels = (model) => send(labelsPath(model, {}), {});
+
+export const withdrawLabel = (model, number) =>
+  send(labelsPath(model, { number }), { method: "DELETE" });
+
+/** The names of all classes of a model's newest version. Throws a Problem. */
+export const classNames = async (model) =>
+  (await send(`v1/models/${encodeURIComponent(model)}`, {})).described?.[0]?.labels ?? [];
+
 /** The content at a path, for the browser to show. Throws a Problem. */
 export const content = (path) => send(path, {}, (response) => response.blob());
 

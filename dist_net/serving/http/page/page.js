@@ -4,6 +4,7 @@ import { offerModels, startAsking } from "./ask.js";
 import { byId, write } from "./elements.js";
 import { content, hasToken, pool, useToken } from "./gateway.js";
 import { drawPool } from "./pool.js";
+import { startTeaching } from "./teach.js";
 
 const EVERY_MS = 1000;
 let timer = null;
@@ -66,5 +67,6 @@ document.querySelector("footer").addEventListener("click", async (event) => {
   }
 });
 document.addEventListener("visibilitychange", poll);
+startTeaching();
 startAsking((problem) => { if (problem.status === 401) askForToken(); });
 poll();

@@ -1,0 +1,116 @@
+"""Labels of a served classifier's images: set, list and withdraw; the teacher learns from them."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from dist_net.data.collection import Collection, Label
+from dist_net.errors import BadRequestError, ModelNotServedError
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
+from dist_net.serving.http.json_tensors import json_object
+from dist_net.serving.http.replies import HttpReply, Json, result_reply
+from dist_net.serving.pool.requests import InferenceRequest, Status
+
+T = TypeVar("T")
+_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``collections``: the directory of each model that is taught."""
+
+    gateway: Gateway
+    memory: RequestMemory
+    collections: Mapping[str, Path]
+
+    def routes(self) -> list[Route]:
+        path = "/v1/models/{model}/labels"
+        return [
+            Route(path, self.set, methods=["POST"]),
+            Route(path, self.list, methods=["GET"]),
+            Route(path, self.withdraw, methods=["DELETE"]),
+        ]
+
+    async def set(self, request: Request) -> HttpReply:
+        """Set the label of an image, or of an earlier one by its digest; see ``openapi.json``.
+
+        The label is on the disk before the answer is sent. An image that the pool cannot classify
+        is not stored.
+        """
+        exchange = HttpExchange(self.memory, request)
+        model = description_of(self.gateway, request.path_params["model"])
+        self._directory(model.name)
+        body = await exchange.body()
+        given: Mapping[str, Any] = request.query_params
+        if exchange.headers.get(b"content-type", b"").startswith(b"application/json"):
+            given = json_object(body)[0]
+        elif body:
+            image = InferenceRequest(model.name, body, is_image=True)
+            (result,) = await exchange.infer(self.gateway, model, [image])
+            if result.status != Status.OK:
+                return result_reply(result)
+        label, digest, is_new = (given.get(name) for name in ("label", "image", "new"))
+        if not (label is None or isinstance(label, str)) or not isinstance(digest, str | None):
+            raise BadRequestError(
+                f"label {label!r:.80}, image {digest!r:.80}: expected texts, or null for an image "
+                f"of none of the classes"
+            )
+
+        def stored(collection: Collection) -> Label:
+            known = {each.image for each in collection.labels()} if digest else set()
+            if digest and digest not in known and not (collection.images / digest).is_file():
+                raise ModelNotServedError(
+                    f"no image {digest[:80]!r}; expected the SHA-256 of an image that has a label, "
+                    f"or the image itself"
+                )
+            teacher = request.scope["state"]["credential"].name
+            image = digest or bytes(body)
+            return collection.set_label(
+                image, label or None, teacher, model.labels, is_new=bool(is_new)
+            )
+
+        return Json(_entry(await self._with(model.name, stored)))
+
+    async def list(self, request: Request) -> Json:
+        """Return the newest labels, the newest first."""
+        labels = await self._with(request.path_params["model"], Collection.labels)
+        return Json([_entry(each) for each in labels[: -_SHOWN - 1 : -1]])
+
+    async def withdraw(self, request: Request) -> Json:
+        """Withdraw a label by ``number``, or all labels of a ``teacher``."""
+        number, teacher = (request.query_params.get(name) for name in ("number", "teacher"))
+        if (number is None) is (teacher is None) or not (number or "0").isdecimal():
+            raise BadRequestError(
+                f"number {number!r:.80}, teacher {teacher!r:.80}: expected one of the two"
+            )
+        numbers = [] if number is None else [int(number[:18])]
+        name = request.path_params["model"]
+        return Json(await self._with(name, lambda each: each.withdraw(numbers, teacher)))
+
+    async def _with(self, model: str, work: Callable[[Collection], T]) -> T:
+        """Return the result of ``work`` in a thread, since it waits for the disk."""
+        directory = self._directory(model)
+
+        def opened() -> T:
+            with Collection(directory) as collection:
+                return work(collection)
+
+        return await asyncio.to_thread(opened)
+
+    def _directory(self, model: str) -> Path:
+        if model not in self.collections:
+            raise ModelNotServedError(
+                f"{model[:80]!r} is not taught; expected a run on a folder of images, served with "
+                f"dist-net serve --teach"
+            )
+        return self.collections[model]
+
+
+def _entry(label: Label) -> dict[str, Any]:
+    return label._asdict()

@@ -1,0 +1,121 @@
+"""A served classifier that learns: labels over HTTP, and the answers that follow."""
+
+import json
+import signal
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drawn_images import draw_shapes
+from process import test_serve
+from process.page import conftest as page_conftest
+from process.test_labels import head_of
+
+Start = Callable[..., Any]
+serve, browser = test_serve.serve, page_conftest.browser
+
+
+@pytest.fixture
+def run(start: Start, photos: Path, base: Path, tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    start("train", str(photos), "--base", str(base), "--run-dir", str(run), "--json").result()
+    return run
+
+
+def named(**given: str) -> str:
+    return f"/v1/models/run/labels?{urllib.parse.urlencode(given)}"
+
+
+@pytest.mark.main_path
+def test_a_label_changes_the_next_version_and_its_withdrawal_leaves_no_trace(
+    serve: Start, run: Path, eventually: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = head_of(run)
+    pool = serve(str(run), "--teach", "--workers", "1")
+    fresh = draw_shapes(tmp_path / "fresh", 5, seed=9, classes=("square",)) / "square"
+    for image in sorted(fresh.iterdir()):
+        status, label = pool.post(named(label="box", new="1"), image.read_bytes())
+        assert (status, label["label"], label["replaces"]) == (200, "box", None)
+
+    def knows(name: str) -> bool:
+        status, answer = pool.post("/v1/models/run/classify?top=9", image.read_bytes())
+        return status == 200 and name in [each["label"] for each in answer["predictions"]]
+
+    eventually(lambda: knows("box"))
+    report = run / "report.json"
+    eventually(lambda: "box" in report.read_text())
+    names = [each["name"] for each in json.loads(report.read_text())["classes"]]
+    assert names == ["box", "circle", "square", "triangle"]
+    status, listed = pool.get(named())
+    assert (status, len(listed), listed[0]["number"]) == (200, 5, 5)
+    for each in listed:
+        pool._request("DELETE", named(number=str(each["number"])))
+    eventually(lambda: not knows("box"))
+    pool.command.process.send_signal(signal.SIGTERM)
+    assert pool.command.ends() == 0
+    assert head_of(run) == before
+
+
+def test_what_is_no_label_is_refused_and_nothing_is_kept(
+    serve: Start, run: Path, photos: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"client {'c' * 16}\nteacher {'t' * 16} name=ann\n")
+    pool = serve(str(run), "--teach", "--workers", "1", "--token-file", str(tokens))
+    image = (photos / "circle" / "000.jpg").read_bytes()
+    teacher = {"Authorization": f"Bearer {'t' * 16}"}
+    client = {"Authorization": f"Bearer {'c' * 16}"}
+    assert pool.post(named(label="circle"), image, **client)[0] == 403
+    for given, body, code, said in (
+        ({"label": "circel"}, image, 400, "circle"),
+        ({"label": "x" * 1000, "new": "1"}, image, 400, "1,000"),
+        ({"label": "circle"}, b"no image", 400, "image"),
+        ({"label": "circle", "image": "0" * 64}, b"", 404, "SHA-256"),
+    ):
+        status, answer = pool.post(named(**given), body, **teacher)
+        assert (status, said in answer["error"]) == (code, True), answer
+    assert not [*(run / "collection" / "images").iterdir()]
+    status, label = pool.post(named(label="square"), image, **teacher)
+    assert (status, label["teacher"]) == (200, "ann")
+    status, again = pool.post(
+        named(),
+        json.dumps({"image": label["image"], "label": None}).encode(),
+        **teacher,
+        **{"Content-Type": "application/json"},
+    )
+    assert (status, again["label"], again["replaces"]) == (200, None, label["number"])
+
+
+def test_an_answer_is_corrected_by_one_key_and_undone_on_a_phone(
+    browser: Any, serve: Start, run: Path, photos: Path
+) -> None:
+    expect = pytest.importorskip("playwright.sync_api").expect
+    pool = serve(str(run), "--teach", "--workers", "1")
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    page.goto(f"{pool.address}/")
+    image = (photos / "circle" / "001.jpg").read_bytes()
+    page.locator("#image").set_input_files(
+        {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": image}
+    )
+    teach = page.get_by_role("form", name="Which class is it?")
+    second = teach.locator("[data-key='2']")
+    expect(second).to_be_visible()
+    name = second.inner_text().removeprefix("2 ")
+    page.keyboard.press("2")
+    expect(page.locator("#taught")).to_contain_text(f"Labelled as {name}")
+    assert pool.get(named())[1][0]["label"] == name
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name=f"Undo label 1, {name}").click()
+    expect(page.get_by_role("button", name=f"Undo label 1, {name}")).to_be_disabled()
+    page.get_by_label("Another class").fill("hexagon")
+    page.get_by_label("new", exact=True).check()
+    page.get_by_role("button", name="Label", exact=True).click()
+    expect(page.locator("#taught")).to_contain_text("Labelled as hexagon")
+    page.get_by_label("Another class").fill("hexagn")
+    page.get_by_role("button", name="Label", exact=True).click()
+    expect(page.locator("#taught")).to_contain_text("did you mean 'hexagon'")
+    context.close()
