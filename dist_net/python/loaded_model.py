@@ -296,7 +296,7 @@ def load(
     for name, path in {"model": model, "weights": weights, "labels": labels}.items():
         if not isinstance(path, str | Path | None) or "\0" in str(path):
             raise SettingError(
-                f"{name}: {type(path).__name__} {path!r:.60}; expected a path or a name"
+                f"{name}: {type(path).__name__} {path!r:.60}; expected a path, a name"
             )
     files = (None if each is None else Path(each) for each in (weights, labels))
     (named,) = parse_pool_sources([str(model)], *files)
