@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,7 +45,8 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert "circle/broken.jpg" in (run / "skipped.csv").read_text()
     assert [each["name"] for each in told["classes"]] == ["circle", "square", "triangle"]
     assert (run / "report.html").read_text().startswith("<!doctype html>")
-    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+    if find_spec("matplotlib"):
+        assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
 
     moved = tmp_path / "moved"
     shutil.move(run, moved)

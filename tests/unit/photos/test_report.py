@@ -237,12 +237,14 @@ def test_the_variants_of_training_images_are_shown_if_there_are_some():
 
 
 def test_the_image_can_be_read(tmp_path):
+    pytest.importorskip("matplotlib")
     draw_report(content(), {"1.jpg": png()}, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as image:
         assert image.width > 1000
 
 
 def test_the_legend_of_the_classes_covers_no_bar():
+    pytest.importorskip("matplotlib")
     figure = new_figure(8, 8)
     axes = figure.subplots()
     draw_classes(axes, content())
