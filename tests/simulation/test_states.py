@@ -192,7 +192,7 @@ def test_a_few_runs_and_pools_have_no_transition_that_the_page_lacks(
 @pytest.mark.thorough
 def test_each_arrow_of_the_page_occurs(recorded: set[Transition]) -> None:
     drive_what_is_rare()
-    for kind, seeds in ((TrainingRun, 60), (StandbyRun, 20), (TroubledPool, 20)):
+    for kind, seeds in ((TrainingRun, 60), (StandbyRun, 20), (TroubledPool, 40)):
         for seed in range(seeds):
             kind(seed).run()
     page = on_the_page()
