@@ -27,6 +27,7 @@ DEFAULT_PARENT = Path("runs")
 POLL_S = 0.05
 RUNS_NAMED = 5
 KEYS = "keys"
+REPORT = "report.html"
 UNREADABLE = OSError, ValueError, TypeError, RecursionError
 """The errors of reading JSON and converting its values."""
 
@@ -57,7 +58,7 @@ class RunDirectory:
         self.manifest = path / "manifest.json"  # for other hosts: see ``ImageManifest``
         self.skipped = path / "skipped.csv"  # the files that are not used, with reasons
         self.held_out = path / "held_out.npy"  # images to evaluate on; .json has their labels
-        self.report = path / "report.html"
+        self.report = path / REPORT
         self.keys = path / KEYS  # of a server that listens beyond this host
         self.cluster = path / "cluster.json"  # workers and addresses, which ``--resume`` restores
         self.logs = path / "logs"

@@ -277,8 +277,10 @@ class ImageRun:
         csv.writer(skipped).writerows([("path", "reason"), *images.skipped])
         self.directory.write(self.directory.skipped, skipped.getvalue())
         if images.skipped:
+            ((reason, most),) = Counter(each.reason for each in images.skipped).most_common(1)
             self.console.print(
-                f"{len(images.skipped):,} files are left out; see {self.directory.skipped}",
+                f"{len(images.skipped):,} files are left out, {most:,} of them: {reason}; see "
+                f"{self.directory.skipped}",
                 style="yellow",
             )
         if not len(images.rows(VALIDATION)):

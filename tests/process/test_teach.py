@@ -13,6 +13,7 @@ from drawn_images import draw_shapes
 from process import test_serve
 from process.page import conftest as page_conftest
 from process.test_labels import head_of
+from process.test_serve_images import content_at
 
 Start = Callable[..., Any]
 serve, browser = test_serve.serve, page_conftest.browser
@@ -47,6 +48,8 @@ def test_a_label_changes_the_next_version_and_its_withdrawal_leaves_no_trace(
     eventually(lambda: knows("box"))
     report = run / "report.json"
     eventually(lambda: "box" in report.read_text())
+    page = content_at(pool.port, "/v1/models/run/report")
+    assert page == (run / "report.html").read_bytes()
     names = [each["name"] for each in json.loads(report.read_text())["classes"]]
     assert names == ["box", "circle", "square", "triangle"]
     status, listed = pool.get(named())

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from dist_net.data.collection import Collection, Label
 from dist_net.errors import BadRequestError, ModelNotServedError
+from dist_net.nets.run_directory import REPORT
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.json_tensors import json_object
@@ -19,6 +21,11 @@ from dist_net.serving.pool.requests import InferenceRequest, Status
 
 T = TypeVar("T")
 _SHOWN = 100
+_REPORT_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Labels:
             Route(path, self.set, methods=["POST"]),
             Route(path, self.list, methods=["GET"]),
             Route(path, self.withdraw, methods=["DELETE"]),
+            Route("/v1/models/{model}/report", self.report),
         ]
 
     async def set(self, request: Request) -> HttpReply:
@@ -92,6 +100,15 @@ class Labels:
         numbers = [] if number is None else [int(number[:18])]
         name = request.path_params["model"]
         return Json(await self._with(name, lambda each: each.withdraw(numbers, teacher)))
+
+    async def report(self, request: Request) -> Response:
+        """Return the page of the newest figures, which its teacher writes after each model."""
+        page = self._directory(request.path_params["model"]).with_name(REPORT)
+        try:
+            content = await asyncio.to_thread(page.read_bytes)
+        except OSError as error:
+            raise ModelNotServedError(f"no report yet: {error.strerror}; try again") from error
+        return Response(content, media_type="text/html", headers=_REPORT_HEADERS)
 
     async def _with(self, model: str, work: Callable[[Collection], T]) -> T:
         """Return the result of ``work`` in a thread, since it waits for the disk."""

@@ -23,6 +23,7 @@ export async function offerTeaching(model, image, answer) {
   form.hidden = !model?.is_taught;
   if (form.hidden) return;
   asked = { model: model.name, image };
+  byId("report").href = `v1/models/${encodeURIComponent(model.name)}/report`;
   status.replaceChildren();
   byId("classes").replaceChildren(...answer.predictions.map(({ label }, i) => {
     const button = element("button", `${i + 1} ${readable(label)}`);

@@ -1,0 +1,93 @@
+"""A teacher's head is a function of the images and the labels that were not withdrawn."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import dist_net
+from dist_net.data.collection import Collection
+from dist_net.data.image_folder import file_digest
+from dist_net.errors import SettingError
+from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos.image_options import ImageOptions
+from dist_net.photos.teaching.teacher import Teacher
+from drawn_images import draw_shapes
+from naming import naming
+from selection import few
+
+CLASSES = "circle", "square", "triangle"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    root = tmp_path_factory.mktemp("taught")
+    photos = draw_shapes(root / "photos", 9)
+    dist_net.train(photos, base="none", epochs=1, run_dir=root / "base", quiet=True)
+    dist_net.train(photos, base=str(root / "base"), run_dir=root / "run", quiet=True)
+    return RunDirectory(root / "run")
+
+
+def head_of(run: RunDirectory) -> bytes:
+    return read_checkpoint(run.best).evaluated_weights.tobytes()
+
+
+@pytest.mark.parametrize("seed", few(range(20), 2))
+def test_orders_corrections_and_restarts_leave_no_trace(run: RunDirectory, seed: int) -> None:
+    draw = random.Random(seed)
+    images = [file_digest(path) for path in sorted(Path(_options(run).folder).rglob("*.jpg"))]
+    wanted = {image: draw.choice(CLASSES) for image in draw.sample(images, 4)}
+    with Collection(run.collection) as collection:
+        collection.withdraw(teacher="ann")
+        for image, label in wanted.items():
+            collection.set_label(image, label, "ann", CLASSES)
+        Teacher(run, collection).learn()
+        expected = head_of(run)
+
+        collection.withdraw(teacher="ann")
+        teacher = Teacher(run, collection)
+        for image in draw.sample(images, 3) + draw.sample([*wanted], 4):
+            for label in (draw.choice(CLASSES), wanted.get(image)):
+                if label is not None:
+                    set_label = collection.set_label(image, label, "ann", CLASSES)
+            if image not in wanted:
+                collection.withdraw([set_label.number])
+            if draw.random() < 0.3:
+                teacher.learn()
+            if draw.random() < 0.2:
+                teacher = Teacher(run, collection)
+        teacher.learn()
+        assert head_of(run) == expected
+
+
+def test_labels_that_leave_one_class_are_logged_and_the_model_stays(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Collection(run.collection) as collection:
+        for path in sorted(Path(_options(run).folder).rglob("*.jpg")):
+            collection.set_label(file_digest(path), "circle", "bob", CLASSES)
+        before, teacher = head_of(run), Teacher(run, collection)
+        assert not teacher.learn()
+        assert head_of(run) == before
+        assert "not_trained" in caplog.text
+        collection.withdraw(teacher="bob")
+        assert teacher.learn()
+        teacher.report()
+        assert '"circle"' in run.report.with_suffix(".json").read_text()
+
+
+def test_a_tuned_net_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    tuned = RunDirectory(tmp_path / "tuned")
+    tuned.make()
+    tuned.write(tuned.folder, replace(_options(run), fine_tune=2).to_json())
+    with (
+        Collection(tuned.collection) as collection,
+        pytest.raises(SettingError, match=naming(tuned.path, "--fine-tune")),
+    ):
+        Teacher(tuned, collection)
+
+
+def _options(run: RunDirectory) -> ImageOptions:
+    return ImageOptions.read(run.folder)
