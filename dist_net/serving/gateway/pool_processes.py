@@ -277,8 +277,10 @@ class PoolProcesses:
             self._kill_outsiders(time.monotonic())
             pauses_s = [self._readers.poll(self._prepared)]
             pauses_s += [each.poll() for each in self._supervisors]
+            # Not ``wait_for``: in Python 3.11 it loses a cancellation that meets the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(pauses_s))
+                async with asyncio.timeout(min(pauses_s)):
+                    await self._wake.wait()
             self._wake.clear()
 
     def _with_credential(self, spec: ProcessSpec) -> ProcessSpec:

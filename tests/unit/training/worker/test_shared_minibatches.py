@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_net.data import Dataset
@@ -52,6 +52,8 @@ def test_parts_take_the_steps_of_the_whole(
     network: Any, batch_size: int, rest: int, count: int, offset: float
 ) -> None:
     """Also uneven ones, a minibatch that is too small for them, and means that are far from 0."""
+    # Batch normalization makes ±1 of two rows: their gradients are differences of rounding errors.
+    assume(rest % batch_size != 2)
     shape = (6, 6, 3) if network is convolutional else (6,)
     samples = 3 * batch_size + rest % batch_size
     spread = np.random.default_rng(rest).standard_normal((samples, *shape), np.float32)
