@@ -24,6 +24,8 @@ from dist_net.ground.files import replacing
 MAX_LABEL = 100
 MAX_TEACHER = 64
 MAX_CLASSES = 1000
+MAX_BYTES = 4 << 30
+"""The size of all stored images together."""
 SIMILAR = 0.75
 DIGEST_LENGTH = 64
 BUSY_S = 10.0
@@ -128,6 +130,7 @@ class Collection(AbstractContextManager["Collection"]):
                 return before
             row = time.time(), _named(teacher), image, label, before and before.number
             if content is not None and not (path := self.images / image).exists():
+                self._require_room(len(content))
                 with replacing(path) as partial:
                     partial.write_bytes(content)
             sql = "INSERT INTO labels (at, teacher, image, label, replaces) VALUES (?, ?, ?, ?, ?)"
@@ -174,6 +177,14 @@ class Collection(AbstractContextManager["Collection"]):
         """Return the current label of each image by digest, sorted."""
         current = {each.image: each.label for each in self.labels() if each.withdrawn_by is None}
         return dict(sorted(current.items()))
+
+    def _require_room(self, size_bytes: int) -> None:
+        stored = sum(each.stat().st_size for each in self.images.iterdir())
+        if stored + size_bytes > MAX_BYTES:
+            raise CollectionError(
+                f"an image of {size_bytes:,} bytes beside {stored:,} in {self.images}; expected at "
+                f"most {MAX_BYTES:,}: export the labels, and train on the exported folder"
+            )
 
     def _current(self, image: str) -> Label | None:
         sql = f"{SELECT} {IS_CURRENT} AND labels.image = ? ORDER BY labels.number DESC LIMIT 1"

@@ -76,6 +76,7 @@ def test_what_is_no_label_is_refused_and_nothing_is_kept(
         ({"label": "circel"}, image, 400, "circle"),
         ({"label": "x" * 1000, "new": "1"}, image, 400, "1,000"),
         ({"label": "circle"}, b"no image", 400, "image"),
+        ({"label": "circle"}, b"", 400, "no image"),
         ({"label": "circle", "image": "0" * 64}, b"", 404, "SHA-256"),
     ):
         status, answer = pool.post(named(**given), body, **teacher)

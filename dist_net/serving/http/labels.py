@@ -64,11 +64,13 @@ class Labels:
             if result.status != Status.OK:
                 return result_reply(result)
         label, digest, is_new = (given.get(name) for name in ("label", "image", "new"))
-        if not (label is None or isinstance(label, str)) or not isinstance(digest, str | None):
+        if not (isinstance(label, str | None) and isinstance(digest, str | None)):
             raise BadRequestError(
                 f"label {label!r:.80}, image {digest!r:.80}: expected texts, or null for an image "
                 f"of none of the classes"
             )
+        if not (body or digest):
+            raise BadRequestError("the request has no image; expected it as the body, or a digest")
 
         def stored(collection: Collection) -> Label:
             known = {each.image for each in collection.labels()} if digest else set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_net.data import collection as collection_module
 from dist_net.data.collection import Collection
 from dist_net.errors import CollectionError
 from naming import naming
@@ -130,3 +131,14 @@ def test_a_damaged_or_unknown_log_is_refused_and_left_as_it_is(tmp_path: Path) -
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(CollectionError, match="link"):
         Collection(tmp_path / "link")
+
+
+def test_images_that_exceed_the_room_are_refused_with_their_labels(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_module, "MAX_BYTES", 10)
+    collection.set_label(b"12345678", "cat", "ann", CLASSES)
+    collection.set_label(b"12345678", "dog", "ann", CLASSES)
+    with pytest.raises(CollectionError, match=naming(3, 8, 10)):
+        collection.set_label(b"123", "cat", "ann", CLASSES)
+    assert len(collection.labels()) == 2
