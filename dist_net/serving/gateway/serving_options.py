@@ -60,6 +60,8 @@ class ServingOptions:
     token_lifetime: float = TOKEN_LIFETIME_S
     ray: str | None = None
     teach: bool = False
+    inbox: Path | None = None
+    sort_into: Path | None = None
 
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
@@ -76,6 +78,8 @@ class ServingOptions:
                 f"--cluster ray, --workers={workers}, --listen-workers={self.listen_workers!r}: "
                 f"expected workers placed by Ray, and no address for other workers"
             )
+        if self.sort_into is not None and self.inbox is None:
+            raise SettingError(f"--sort-into {self.sort_into} without --inbox; expected both")
         if workers == 0 and not self.listen_workers:
             raise SettingError(
                 "--workers=0 without --listen-workers leaves no worker to serve requests; start "
@@ -108,6 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "learn from the labels that people set for the images of a run on a folder"
     parser.add_argument("--teach", action="store_true", help=text)
+    answers = "classify each image that arrives in a folder; the answers are in its answers.jsonl"
+    links = "link each image of the inbox in a folder of its class, or of unknown ones"
+    add_options(
+        parser, ("--inbox", Path, "FOLDER", answers), ("--sort-into", Path, "FOLDER", links)
+    )
     add_trust_argument(parser)
     _add_workers(parser.add_argument_group("workers"))
     _add_requests(parser.add_argument_group("requests"))

@@ -34,6 +34,7 @@ from dist_net.processes.own_directory import LOGS, open_logs, temporary_director
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.inbox import Inbox
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
@@ -152,9 +153,13 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
             http = _http(options, gateway, ledger, collections)
         _print_joining(options, places)
         try:
-            watch = asyncio.create_task(_reload_taught(gateway, taught))
+            tasks = [asyncio.create_task(_reload_taught(gateway, taught))]
+            if options.inbox is not None:
+                inbox = Inbox(gateway, options.inbox, options.sort_into)
+                tasks.append(asyncio.create_task(inbox.watch()))
             is_drained = await _run(options, gateway, http, processes, stop)
-            watch.cancel()
+            for task in tasks:
+                task.cancel()
         except ModelLoadError as error:
             error.args = (f"{error} (logs: {places.logs})",)
             raise
