@@ -1,5 +1,6 @@
 """An image goes in, in every way that a browser has, and an answer or plain words come out."""
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +236,21 @@ def test_a_model_without_images_says_how_to_ask_it(visit: Any, gateway: Any) -> 
     expect(page.get_by_role("button", name="Ask")).to_be_hidden()
     page.get_by_label("Model").select_option("fashion")
     expect(page.get_by_role("button", name="Ask")).to_be_visible()
+
+
+def test_several_images_are_answered_in_a_table_that_can_be_saved(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    names = ["b.png", "=a.png", "über.png"]
+    page.locator("#image").set_input_files(
+        [{"name": name, "mimeType": "image/png", "buffer": PNG} for name in names]
+    )
+    rows = page.get_by_role("table", name="An answer for each image").get_by_role("row")
+    expect(rows).to_have_text([re.compile("^Image"), *(f"{name}Bag83.5 %" for name in names)])
+    expect(page.locator("#answer")).to_be_hidden()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save as CSV").click()
+    content = download.value.path().read_bytes()
+    assert content.startswith(b"\xef\xbb\xbf")
+    read = [*csv.reader(content.decode("utf-8-sig").splitlines())]
+    assert read[1:] == [[name, "Bag", "0.8345"] for name in ("b.png", "'=a.png", "über.png")]
+    assert len(gateway.requests) == 3

@@ -4,8 +4,9 @@ import { byId, element, fromTemplate, write } from "./elements.js";
 import { drawAsSeen } from "./fitting.js";
 import { classify } from "./gateway.js";
 import { offerCopies, showRequest } from "./request.js";
-import { offerTeaching } from "./teach.js";
 import { offerSamples, sampleAt } from "./samples.js";
+import { askSeveral } from "./several.js";
+import { offerTeaching } from "./teach.js";
 import { count, label, milliseconds, percent } from "./words.js";
 
 const [form, input, drop, preview] = ["ask-form", "image", "drop", "preview"].map(byId);
@@ -83,13 +84,13 @@ function dragged(event) {
   drop.classList.toggle("over", hasFiles);
 }
 
-/** Puts the first file into the form, as if the user had chosen it there. */
+/** Puts the files into the form, as if the user had chosen them there. */
 function take(files, event) {
   if (!files.length) return;
   event?.preventDefault();
-  const one = new DataTransfer();
-  one.items.add(files[0]);
-  input.files = one.files;
+  const taken = new DataTransfer();
+  for (const file of files) taken.items.add(file);
+  input.files = taken.files;
   input.dispatchEvent(new Event("change"));
 }
 
@@ -104,7 +105,14 @@ async function ask() {
   form.setAttribute("aria-busy", "true");
   problem.replaceChildren();
   byId("no-answer").hidden = true;
+  byId("several").hidden = true;
   answer.classList.add("old");
+  if (input.files.length > 1) {
+    answer.hidden = true;
+    verdict.replaceChildren();
+    await askSeveral(model.name, [...input.files], running.signal);
+    return;
+  }
   const found = await classify(model.name, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
