@@ -72,6 +72,7 @@ def test_what_is_no_label_is_refused_and_nothing_is_kept(
     teacher = {"Authorization": f"Bearer {'t' * 16}"}
     client = {"Authorization": f"Bearer {'c' * 16}"}
     assert pool.post(named(label="circle"), image, **client)[0] == 403
+    assert pool._request("GET", "/v1/models/run/report", headers=client)[0] == 403
     for given, body, code, said in (
         ({"label": "circel"}, image, 400, "circle"),
         ({"label": "x" * 1000, "new": "1"}, image, 400, "1,000"),

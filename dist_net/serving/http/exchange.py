@@ -52,8 +52,9 @@ HeaderValues = Mapping[bytes, bytes]
 _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-type", JSON_LENGTH)
 # Requests that change what is served, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
+# Labels, and the report, which shows images that the model was trained on.
+_TEACHERS_PATHS = re.compile("/v1/models/[^/]*/(labels|report)")
 
-_LABELS_PATH = "/labels"
 _HEALTH = "/v2/health/"
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
@@ -169,7 +170,7 @@ class Guard:
                 "the token is missing or wrong; expected the header Authorization: Bearer TOKEN"
             )
         needed = OPERATOR if path.startswith(_OPERATORS_PATHS) else ""
-        if path.endswith(_LABELS_PATH):
+        if _TEACHERS_PATHS.fullmatch(path):
             needed = TEACHER
         if needed and role not in (needed, OPERATOR):
             return 403, (

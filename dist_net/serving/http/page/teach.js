@@ -1,7 +1,7 @@
 // Labels: corrects the answer to an image, lists the latest labels, and withdraws them.
 
 import { byId, element } from "./elements.js";
-import { classNames, labels, setLabel, withdrawLabel } from "./gateway.js";
+import { classNames, hasToken, labels, setLabel, withdrawLabel } from "./gateway.js";
 import { label as readable } from "./words.js";
 
 const [form, name, isNew, status] = ["teach", "class-name", "is-new", "taught"].map(byId);
@@ -23,6 +23,7 @@ export async function offerTeaching(model, image, answer) {
   form.hidden = !model?.is_taught;
   if (form.hidden) return;
   asked = { model: model.name, image };
+  byId("report").hidden = hasToken();  // a link sends no token
   byId("report").href = `v1/models/${encodeURIComponent(model.name)}/report`;
   status.replaceChildren();
   byId("classes").replaceChildren(...answer.predictions.map(({ label }, i) => {

@@ -220,6 +220,19 @@ def test_a_compressed_body_is_refused(ask: Ask, encoding: str) -> None:
         assert (response.status_code, encoding in error_of(response)) == (415, True)
     headers = {"content-encoding": "identity"}
     assert ask("POST", "/v2/models/digits/infer", json=INFER, headers=headers).is_success
+    assert ask("GET", "/v1/models/labels", headers=headers).status_code == 404  # no such model
+
+
+@pytest.mark.parametrize("path", ["labels", "report"])
+def test_a_client_may_not_teach(
+    service: FakeService, page: Path, tokens: TokenFile, path: str
+) -> None:
+    ask = asking(service, page, tokens=tokens)
+    path = f"/v1/models/digits/{path}"
+    refused = ask("GET", path, headers={"authorization": f"Bearer {CLIENT_TOKEN}"})
+    assert (refused.status_code, "teacher" in error_of(refused)) == (403, True)
+    refused = ask("GET", path, headers={"authorization": f"Bearer {TOKEN}"})
+    assert (refused.status_code, "--teach" in error_of(refused)) == (404, True)
 
 
 @pytest.mark.parametrize(
