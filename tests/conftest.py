@@ -159,6 +159,10 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = threads() | processes() | descriptors() | LEFT_MAPPED
     yield
     left = leaks_since(before)
+    # Python would start another without a word, and the next test would be blamed for it.
+    for name in before.keys() - processes().keys():
+        if "resource_tracker" in before[name]:
+            pytest.fail(f"ended by this test: {name} {before[name]}", pytrace=False)
     LEFT_MAPPED.update({name: what for name, what in left.items() if name.startswith("mapping ")})
     for name in left:
         if name.startswith("process "):

@@ -24,7 +24,6 @@ from dist_net.photos.image_options import ImageOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run on a folder of images")
-    add_json_argument(parser)
     actions = parser.add_subparsers(
         dest="action", metavar="ACTION", help="default: list every label that was set"
     )
@@ -42,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "write the labels that stand, as folders of images or as a CSV file"
     export = actions.add_parser("export", help=text)
     export.add_argument("to", metavar="PATH", type=Path, help="a new folder, or a file *.csv")
+    add_json_argument(parser)
+    for action in (one, back, export):
+        # An action's parser accepts what the command's does.
+        for option in ("--json", "--debug"):
+            text = argparse.SUPPRESS
+            action.add_argument(option, action="store_true", default=text, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not directory.folder.exists():
         raise CollectionError(f"{arguments.run} is no run on a folder of images; expected one")
     options = ImageOptions.read(directory.folder)
+    if arguments.action == "withdraw" and not (arguments.numbers or arguments.by):
+        raise CollectionError("nothing to withdraw; expected numbers of labels, or --by NAME")
+    if arguments.action is None and not directory.collection.exists():
+        _print([], arguments.json)  # to look writes nothing
+        return 0
     with Collection(directory.collection) as collection:
         if arguments.action == "set":
             _print([_set(arguments, options.read_folder(directory), collection)], arguments.json)

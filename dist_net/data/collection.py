@@ -145,12 +145,14 @@ class Collection(AbstractContextManager["Collection"]):
         """
         with self._transaction() as log:
             labels = {each.number: each for each in self.labels()}
-            chosen = [*numbers, *(n for n, each in labels.items() if each.teacher == teacher)]
-            if unknown := next((each for each in chosen if each not in labels), None):
-                raise CollectionError(
-                    f"label {unknown} is not in {self._path}; expected a number that 'dist-net "
-                    f"labels RUN' lists"
-                )
+            of_teacher = (n for n, each in labels.items() if each.teacher == teacher)
+            chosen = dict.fromkeys([*numbers, *of_teacher])
+            for number in chosen:
+                if number not in labels:
+                    raise CollectionError(
+                        f"label {number} is not in {self._path}; expected a number that 'dist-net "
+                        f"labels RUN' lists"
+                    )
             withdrawn = [each for each in chosen if labels[each].withdrawn_by is None]
             log.executemany(
                 "INSERT INTO labels (at, teacher, image, withdraws) VALUES (?, ?, ?, ?)",

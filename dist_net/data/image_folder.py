@@ -306,8 +306,9 @@ class _Listing:
         had = {each.class_name for each in self.images}
         is_divided = any(each.part for each in self.images)
         digest_of = {each.path: _digest_of(self._root, each) for each in self.images}
+        listed = {*digest_of.values()}
         for digest, label in labels.items():
-            if digest not in digest_of.values() and label is not None:
+            if digest not in listed and label is not None:
                 try:
                     found = (stored / digest).stat()
                 except OSError as error:

@@ -260,6 +260,12 @@ class ImageRun:
         directory.write(directory.folder, options.to_json() + "\n")
         self.directory.write(self.directory.images, cache.to_json())
         if self.host.local.listening.listen:
+            if any(each.path.startswith("..") for each in cache.folder.images):
+                raise DatasetError(
+                    f"{directory.collection} has images that other hosts lack; expected all images "
+                    f"in the folder to listen: write them with 'dist-net labels {directory.path} "
+                    f"export FOLDER', and train on that"
+                )
             manifest = ImageManifest.of(cache, options.to_json())
             self.directory.write(self.directory.manifest, manifest.to_json())
         return cache, images, groups, digests

@@ -30,6 +30,9 @@ def test_each_complete_image_is_answered_once_and_linked_by_its_class(
     inbox.mkdir()
     run = write_run(tmp_path / "run", threshold=0.5)
     given = (f"colours={run}", "--workers", "1", "--inbox", str(inbox), "--sort-into", str(links))
+    (links / "red").mkdir(parents=True)
+    (links / "red" / "in_the_way.png").write_text("no link")
+    (inbox / "in_the_way.png").write_bytes(image(RED))
     pool = serve(*given)
     for name, colour in (("red.png", RED), ("green.png", GREEN), ("grey.png", GREY)):
         (inbox / name).write_bytes(image(colour))
@@ -41,7 +44,7 @@ def test_each_complete_image_is_answered_once_and_linked_by_its_class(
         (inbox / "gone.png").write_bytes(image(RED))
         (inbox / "gone.png").unlink()
         slow.write(image(RED)[40:])
-    eventually(lambda: len({each["name"] for each in answers(inbox)}) == 5)
+    eventually(lambda: len({each["name"] for each in answers(inbox)}) == 6)
     by_name = {each["name"]: each for each in answers(inbox)}
     assert "error" in by_name["notes.txt"]
     assert by_name["slow.png"]["label"] == by_name["red.png"]["label"] == "red"
@@ -55,7 +58,7 @@ def test_each_complete_image_is_answered_once_and_linked_by_its_class(
     with (inbox / "answers.jsonl").open("ab") as file:
         file.write(b'{"name": "torn')
     serve(*given)
-    eventually(lambda: len(answers(inbox)) == 6)
+    eventually(lambda: len(answers(inbox)) == 7)
     assert answers(inbox)[-1]["label"] == "green"
     assert [path.parent.name for path in links.glob("*/red.png")] == ["green"]
 

@@ -38,6 +38,8 @@ def test_a_new_class_is_learned_as_by_a_run_from_scratch_and_withdrawn_without_a
     def label(*given: object) -> list[dict[str, Any]]:
         return start("labels", str(run), "--json", *map(str, given)).result()
 
+    assert label() == []
+    assert not (run / "collection").exists()
     images = sorted(fresh.iterdir())
     for image in images[:4]:
         label("set", image, "box", "--by", "ann")

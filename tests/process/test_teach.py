@@ -83,6 +83,10 @@ def test_what_is_no_label_is_refused_and_nothing_is_kept(
         status, answer = pool.post(named(**given), body, **teacher)
         assert (status, said in answer["error"]) == (code, True), answer
     assert not [*(run / "collection" / "images").iterdir()]
+    for given in ({"number": ""}, {"number": "0"}, {"number": "x"}, {}):
+        assert pool._request("DELETE", named(**given), headers=teacher)[0] == 400
+    for digest in ("../../folder.json", "\0", "0" * 64):
+        assert pool.post(named(label="circle", image=digest), **teacher)[0] == 404
     status, label = pool.post(named(label="square"), image, **teacher)
     assert (status, label["teacher"]) == (200, "ann")
     status, again = pool.post(

@@ -130,7 +130,10 @@ class Inbox:
     def _write(self, answers: list[tuple[ArrivedFile, dict[str, Any]]]) -> None:
         """Link the files, then add the lines: a crash in between repeats the links."""
         for file, answer in answers if self.sort_into is not None else ():
-            self._link(file.name, UNKNOWN if answer.get("unknown") else answer.get("label"))
+            try:
+                self._link(file.name, UNKNOWN if answer.get("unknown") else answer.get("label"))
+            except OSError as error:
+                logger.warning("not_linked inbox=%s error=%s", self.folder, error)
         with (self.folder / ANSWERS).open("ab") as lines:
             for file, answer in answers:
                 lines.write(json.dumps(file._asdict() | answer).encode() + b"\n")
@@ -138,7 +141,10 @@ class Inbox:
             os.fsync(lines.fileno())
 
     def _link(self, name: str, label: str | None) -> None:
-        """Link a file in the folder of its class, and there only; None: an image of no class."""
+        """Link a file in the folder of its class, and there only; None: no class.
+
+        A link that cannot be made is logged: the other files must not wait for it.
+        """
         assert self.sort_into is not None
         for old in self.sort_into.glob("*/"):
             if (old / name).is_symlink():

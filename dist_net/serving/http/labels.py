@@ -73,8 +73,7 @@ class Labels:
             raise BadRequestError("the request has no image; expected it as the body, or a digest")
 
         def stored(collection: Collection) -> Label:
-            known = {each.image for each in collection.labels()} if digest else set()
-            if digest and digest not in known and not (collection.images / digest).is_file():
+            if digest and all(each.image != digest for each in collection.labels()):
                 raise ModelNotServedError(
                     f"no image {digest[:80]!r}; expected the SHA-256 of an image that has a label, "
                     f"or the image itself"
@@ -95,7 +94,7 @@ class Labels:
     async def withdraw(self, request: Request) -> Json:
         """Withdraw a label by ``number``, or all labels of a ``teacher``."""
         number, teacher = (request.query_params.get(name) for name in ("number", "teacher"))
-        if (number is None) is (teacher is None) or not (number or "0").isdecimal():
+        if (number is None) is (teacher is None) or not (number is None or number.isdecimal()):
             raise BadRequestError(
                 f"number {number!r:.80}, teacher {teacher!r:.80}: expected one of the two"
             )

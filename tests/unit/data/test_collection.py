@@ -85,8 +85,10 @@ def test_a_class_that_resembles_another_is_begun_if_it_is_requested(collection: 
     collection.set_label("b" * 64, "dogs", "ann", CLASSES)
     with pytest.raises(CollectionError, match=naming("DOGS", "'dogs'")):
         collection.set_label("c" * 64, "DOGS", "ann", CLASSES, is_new=True)
-    with pytest.raises(CollectionError, match=naming(99)):
-        collection.withdraw([99])
+    for unknown in (0, 99):
+        with pytest.raises(CollectionError, match=naming(unknown)):
+            collection.withdraw([1, unknown])
+    assert collection.withdraw([1, 1], "ann") == [1, 2]
 
 
 def test_no_acknowledged_label_is_lost_or_doubled_by_a_kill(tmp_path: Path) -> None:
