@@ -166,6 +166,22 @@ def test_outputs_have_the_classes_of_the_version_that_computed_them(
     assert (old.version, old.likeliest(1)[0].label, old.is_unknown()) == (7, "dog", False)
 
 
+def test_an_answer_counts_although_its_version_is_replaced_before_it_is_read(
+    client: Client, gateway: Gateway
+) -> None:
+    gateway.on_infer = lambda _: None
+    pending = client.submit("sums", ZEROS)
+    while not gateway.futures:
+        threading.Event().wait(0.01)
+    (request,), (future,) = gateway.requests, gateway.futures
+    answer = gateway.sums(request)
+    gateway.serve(replace(SUMS, version=8, labels=("a", "b", "c")))
+    assert {each.version for each in client.models() if each.name == "sums"} == {8}
+    future.get_loop().call_soon_threadsafe(future.set_result, answer)
+    outputs = pending.result()
+    assert (outputs.version, outputs.labels) == (SUMS.version, LABELS)
+
+
 def test_a_summary_is_requested_again_when_an_input_does_not_fit_any_more(
     client: Client, gateway: Gateway
 ) -> None:

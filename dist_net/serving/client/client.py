@@ -111,6 +111,8 @@ class Question(NamedTuple):
     """A request for the outputs of a model: its inputs, or an image, as the protocol sends them.
 
     ``rows`` is None for an input without that axis. ``version`` None selects the newest.
+    ``summary`` is of the time of the request; its answer may come when the pool has replaced the
+    version that computed it.
     """
 
     model: str
@@ -118,7 +120,7 @@ class Question(NamedTuple):
     inputs: list[dict[str, Any]]
     payloads: list[bytes]
     rows: int | None
-    is_batched: bool
+    summary: VersionSummary
 
     def body(self, timeout_s: float) -> tuple[bytes, int]:
         """Return the body, and the length of the JSON in it."""
@@ -302,7 +304,7 @@ class Client(AbstractContextManager["Client"]):
         payload = _BYTES_LENGTH.pack(len(content)) + content
         spec = summary.inputs[0]._replace(datatype="BYTES")
         inputs = [_input(spec, (1,), payload)]
-        return self._submit(Question(model, version, inputs, [payload], None, True), exchange)
+        return self._submit(Question(model, version, inputs, [payload], None, summary), exchange)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Read a model again; return its version. Raise ReloadError; then the old one stays."""
@@ -336,7 +338,7 @@ class Client(AbstractContextManager["Client"]):
         payloads = [array.tobytes() for array in arrays]
         shapes = [tensors[of.name].shape for of in summary.inputs]
         inputs = list(map(_input, summary.inputs, shapes, payloads))
-        return Question(model, version, inputs, payloads, rows, summary.is_batched)
+        return Question(model, version, inputs, payloads, rows, summary)
 
     def _submit(self, question: Question, exchange: Exchange) -> Pending:
         """Send a request from a thread; wait only while ``MAX_OPEN`` others have no answer."""
@@ -365,8 +367,9 @@ class Client(AbstractContextManager["Client"]):
             self._summaries.clear()  # the model may have changed
             raise
         version, tensors = _tensors(answer)
-        known = self._summary(question.model, version, exchange)
-        if question.is_batched and question.rows is None:
+        model, summary = question.model, question.summary
+        known = summary.of_version(version) or self._summary(model, version, exchange)
+        if summary.is_batched and question.rows is None:
             tensors = {name: array[0] for name, array in tensors.items()}
         times = dict(_TIMES.findall(answer.headers.get("server-timing", "")))
         queue_s, compute_s = (float(times.get(name, 0)) / 1e3 for name in ("queue", "compute"))

@@ -45,6 +45,10 @@ class VersionSummary:
         """The Open Inference Protocol's name of the first input's type; "" without a version."""
         return self.inputs[0].datatype if self.inputs else ""
 
+    def of_version(self, number: int) -> "VersionSummary | None":
+        """Return the summary of a version, if this one describes it."""
+        return self if number == self.version else None
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.inputs[0].shape if self.inputs else ()
