@@ -17,6 +17,7 @@ from dist_net.data.collection import Collection, Label
 from dist_net.data.image_folder import ImageFolder, file_digest, require_apart
 from dist_net.data.image_split import TEST, TRAIN, VALIDATION
 from dist_net.errors import CollectionError, FileWriteError, ImageError
+from dist_net.ground.printable import printable
 from dist_net.images.decoding import load_image
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CollectionError("nothing to withdraw; expected numbers of labels, or --by NAME")
     if arguments.action is None and not directory.collection.exists():
         _print([], arguments.json)  # to look writes nothing
-        return 0
+        return _print_advice(directory)
     with Collection(directory.collection) as collection:
         if arguments.action == "set":
             _print([_set(arguments, options.read_folder(directory), collection)], arguments.json)
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             _export(arguments.to, options.read_folder(directory))
         else:
             _print(collection.labels(), arguments.json)
+            _print_advice(directory)
     return 0
 
 
@@ -113,6 +115,13 @@ def _print(labels: list[Label], as_json: bool) -> None:
         state = f"  withdrawn by {each.withdrawn_by}" if each.withdrawn_by else ""
         print(f"{each.number:>6}  {at}  {each.teacher}  {each.image[:12]}  {label}{state}")
     print(f"{len(labels):,} labels", file=sys.stderr)
+
+
+def _print_advice(directory: RunDirectory) -> int:
+    """Print what more images would bring, by the report of the last training; return 0."""
+    if learning := directory.read_report().get("learning"):
+        print(printable(learning["advice"]), file=sys.stderr)
+    return 0
 
 
 def _export(to: Path, folder: ImageFolder) -> None:

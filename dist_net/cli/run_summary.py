@@ -1,7 +1,6 @@
 """The summary that a run prints at its end."""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +30,13 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     measured = "trained" if loss is None else f"test loss {loss:#.4g}"
     if accuracy is not None:
         measured = f"test accuracy {accuracy:.2%}"
-    report, more = RunDirectory(Path(summary["run_dir"])).report, list[str]()
-    if report.exists():
-        content = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
+    directory, more = RunDirectory(Path(summary["run_dir"])), list[str]()
+    if content := directory.read_report():
         measured = _figures(content["measured"][-1])
         more = [_answers(content), *_bad_classes(content["classes"])]
+        more += [content["learning"]["advice"]] if content["learning"] else []
         more += [_other_objects(content["left_out"])] if content["left_out"] else []
-        more.append(f"report: {report}")
+        more.append(f"report: {directory.report}")
     console.print(measured, style="bold", end="")
     if not summary["pushes_applied"]:  # a head, which this process trained
         console.print(f" ({summary['seconds']:.1f} s)")

@@ -252,6 +252,12 @@ class RunDirectory:
                 found[record["samples"], record["kind"]] = record
         return [found[each] for each in sorted(found)]
 
+    def read_report(self) -> dict[str, Any]:
+        """Return the content of a folder's report; {} if there is none, or it is unreadable."""
+        with suppress(*UNREADABLE):
+            return dict(json.loads(self.report.with_suffix(".json").read_text(encoding="utf-8")))
+        return {}
+
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
         """Raise RunDirectoryError for any OSError of the body."""

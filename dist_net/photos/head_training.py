@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION, divided_groups
 from dist_net.data.prepared_images import PreparedImages
@@ -134,9 +135,12 @@ class HeadTraining:
             alike = directions[is_out] @ directions[~is_out].T
             similar = np.argpartition(-alike, SIMILAR - 1, 1)[:, :SIMILAR]
             is_left_out[np.flatnonzero(~is_out)[similar], fold] = True
-        logits = self.heads.without_rows(np.tile(is_left_out, (self._count, 1)))
-        accuracy = float((logits.argmax(1) == self.labels).mean())
+        accuracy = float((self.logits_without(is_left_out).argmax(1) == self.labels).mean())
         return accuracy if accuracy <= chance else None
+
+    def logits_without(self, is_left_out: NDArray[np.bool_]) -> FeatureRows:
+        """Return the logits out of fold if the folds' heads train without images, (N, folds)."""
+        return self.heads.without_rows(np.tile(is_left_out, (self._count, 1)))
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return it and its logits of the rows, ascending."""

@@ -20,6 +20,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
+from dist_net.photos.learning_curve import learning_curve
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import left_out_classes
@@ -65,8 +66,9 @@ def _content(
     tested = None
     if len(images.rows(TEST)):
         tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
-    left_out = []
+    left_out, learning = [], None
     if head is not None:
+        learning = learning_curve(recipe.class_names, judged, head.fold_of, head.logits_without)
         left_out = left_out_classes(
             head.features,
             head.heads,
@@ -79,6 +81,7 @@ def _content(
     calibration = judged.calibrate(options.precision)
     content = _about(options, trained)
     content |= report_content(recipe.class_names, judged, tested, calibration, left_out)
+    content["learning"] = learning
     metrics = directory.read_metrics()
     content["curves"] = [{**each, "epoch": each["samples"] / samples} for each in metrics]
     return content

@@ -29,6 +29,7 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         _variants(thumbnails),
         _classes(content),
         _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
+        _enough(content.get("learning")),
         _unknown(content["calibration"], content["left_out"]),
         _images(
             "The most confident mistakes",
@@ -222,6 +223,38 @@ def _count(count: int, total: int) -> str:
     share = count / total
     kind = "dark" if share > 0.5 else "none" if count == 0 else ""
     return f'<td class="{kind}" style="--share: {share:.3f}">{count}</td>'
+
+
+def _enough(learning: Mapping[str, Any] | None) -> str:
+    """Return whether more images would help, and of which class."""
+    if learning is None:
+        return ""
+    points = learning["whole"]["points"]
+    curves = {
+        kind: [(each["images"], (*each["interval"], each["right"])[place]) for each in points]
+        for place, kind in enumerate(("low", "high", "expected"))
+    }
+    curves["test"] = curves["expected"][:-1]
+    end = points[-1]["images"], f"{points[-1]['images']:,} images"
+    label = "right answers by number of images trained on"
+    shown = (
+        (
+            escape(each["name"]),
+            *(
+                f"{point['right']:.0%} ({low:.0%} to {high:.0%})"
+                for point in each["points"][-2:]
+                for low, high in (point["interval"],)
+            ),
+        )
+        for each in learning["classes"]
+    )
+    return (
+        f"<h2>Enough images?</h2><p>{escape(learning['advice'])}.</p>"
+        f'<div class="charts">{_chart(label, label, curves, 1.0, "{:.0%}", end)}</div>'
+        "<p>Measured out of fold with a quarter, a half and all of the images. The dashed line is "
+        "extrapolated: for more images like these, with labels as right as these.</p>"
+        + _table("enough", ("class", "right now", "with twice as many"), shown)
+    )
 
 
 def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any]]) -> str:

@@ -52,6 +52,9 @@ def test_a_new_class_is_learned_as_by_a_run_from_scratch_and_withdrawn_without_a
     assert names == ["box", "circle", "square", "triangle"]
 
     label_count = len(label())
+    listed = start("labels", str(run))
+    listed.ends()
+    assert "with twice as many images like these" in listed.stderr
     start("labels", str(run), "export", str(copied)).ends()
     train(copied, tmp_path / "scratch")
     assert head_of(tmp_path / "scratch") == head_of(run)

@@ -23,12 +23,15 @@ def test_figures_are_in_view_on_a_phone(browser: Any, tmp_path: Path, scheme: st
     run = {"name": "pets", "description": "", "fine_tuning": "", "skipped": 0}
     run |= {"images": {"train": 300, "validation": 100, "test": 0}}
     content = report_content(CLASSES, judged, None, judged.calibrate(0.95), [])
-    content |= run | {"curves": []}
+    points = [{"images": each, "right": 0.5, "interval": (0.4, 0.6)} for each in (5, 10, 20, 40)]
+    classes = [{"name": name, "points": points} for name in CLASSES]
+    learning = {"whole": {"points": points}, "classes": classes, "advice": "More of cat"}
+    content |= run | {"curves": [], "learning": learning}
     file = tmp_path / "report.html"
     file.write_text(report_page(content, {}), encoding="utf-8")
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
     page.goto(file.as_uri())
-    for name in ("measured", "classes"):
+    for name in ("measured", "classes", "enough"):
         right = page.locator(f".{name} tbody td").last.evaluate(
             "e => e.getBoundingClientRect().right"
         )

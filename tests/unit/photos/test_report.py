@@ -220,6 +220,17 @@ def test_the_page_stands_alone_and_shows_names_as_they_are():
     assert "fish & chips" in seen.text
 
 
+def test_the_page_shows_what_more_images_would_bring() -> None:
+    points = [{"images": each, "right": 0.5, "interval": (0.4, 0.6)} for each in (5, 10, 20, 40)]
+    classes = [{"name": name, "points": points} for name in NAMES]
+    learning = {"whole": {"points": points}, "classes": classes, "advice": "10 of <b>dog</b>"}
+    page = report_page(content() | {"learning": learning}, {})
+    seen = Seen(page)
+    assert "10 of <b>dog</b>." in seen.text
+    assert seen.text.count("50% (40% to 60%)") == 2 * len(NAMES)
+    assert 'class="expected"' in page
+
+
 def test_what_there_is_not_is_not_spoken_of():
     full = Seen(report_page(content(), {})).text
     bare = Seen(report_page(content(judged=judged(folds=None), left_out=[], curves=[]), {})).text
