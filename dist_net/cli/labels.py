@@ -118,8 +118,11 @@ def _print(labels: list[Label], as_json: bool) -> None:
 
 
 def _print_advice(directory: RunDirectory) -> int:
-    """Print what more images would bring, by the report of the last training; return 0."""
-    if learning := directory.read_report().get("learning"):
+    """Print which images are missing, by the report of the last training; return 0."""
+    report = directory.read_report()
+    for each in report.get("waiting", ()):
+        print(f"at the last training, {printable(each['text'])}", file=sys.stderr)
+    if learning := report.get("learning"):
         print(printable(learning["advice"]), file=sys.stderr)
     return 0
 

@@ -98,6 +98,8 @@ SWITCHES = {
     "colour only",
     "groups": "never evaluate on copies of images that are trained on (default); not if "
     "images that look alike, as of a fixed camera, are different ones",
+    "images": "keep images in the run directory, to evaluate it, for its report and for the page "
+    "(default); labelled images that are not in the folder are kept in any case",
 }
 """Options --NAME and --no-NAME, and their help."""
 

@@ -20,7 +20,16 @@ import numpy as np
 
 from dist_net.data import image_split
 from dist_net.data.collection import Collection
-from dist_net.data.image_split import MIN_GROUPS, TEST, TRAIN, VALIDATION, LabelledImage, LeftOut
+from dist_net.data.image_split import (
+    MIN_GROUPS,
+    MIN_NEW_IMAGES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    LabelledImage,
+    LeftOut,
+    WaitingClass,
+)
 from dist_net.errors import DatasetError
 from dist_net.images.decoding import iso_formats
 
@@ -36,7 +45,6 @@ PARTS_BY_NAME = {
 }
 LAYOUTS = "CLASS/*.jpg, or train/CLASS/*.jpg with val/ or test/ beside it"
 VALIDATION_SHARE = 0.2
-MIN_NEW_IMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class ImageFolder:
     """A folder's images, sorted by path; the sorted class names; and the files left out.
 
     ``has_validation``: the validation images are from ``val/``; otherwise they were split off.
-    ``new_classes``: classes that only a collection has.
+    ``new_classes``: classes that only a collection has; ``waiting``: those that have no part yet.
     """
 
     root: Path
@@ -53,6 +61,7 @@ class ImageFolder:
     left_out: tuple[LeftOut, ...]
     has_validation: bool = False
     new_classes: tuple[str, ...] = ()
+    waiting: tuple[WaitingClass, ...] = ()
 
     @classmethod
     def read(
@@ -100,7 +109,8 @@ class ImageFolder:
         images = image_split.with_validation_split_off(images, contents, validation, seed)
         left_out = sorted([*listing.left_out, *contradictions])
         new = tuple(sorted({*class_names} - before))
-        found = cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation, new)
+        split, waiting = (has_validation, new), tuple(listing.waiting.values())
+        found = cls(root, tuple(sorted(images)), class_names, tuple(left_out), *split, waiting)
         found._require_split("the others lie in another class or part as well")
         return found
 
@@ -117,13 +127,17 @@ class ImageFolder:
         of_class = defaultdict(set)
         for image, group in zip(self.images, groups, strict=True):
             of_class[image.class_name].add(group)
-        early = {each for each in self.new_classes if len(of_class[each]) < MIN_GROUPS}
+        counts = Counter(each.class_name for each in self.images)
+        early = {
+            each: WaitingClass(each, counts[each], len(of_class[each]))
+            for each in self.new_classes
+            if len(of_class[each]) < MIN_GROUPS
+        }
         images, left_out = [], list(self.left_out)
         for image, group in zip(self.images, groups, strict=True):
             like, name, part = tested.get(group), image.class_name, image.part
             if name in early:
-                reason = f"class {name!r} has {len(of_class[name])} of {MIN_GROUPS} groups"
-                left_out.append(LeftOut(image.path, f"{reason} of images that a new class needs"))
+                left_out.append(LeftOut(image.path, str(early[name])))
                 part = "left out"
             elif like is not None and part != TEST:
                 if part:
@@ -141,7 +155,10 @@ class ImageFolder:
             images = image_split.with_validation_split_off(images, contents, validation, seed)
         kept = tuple(each._replace(part=each.part.replace("left out", "")) for each in images)
         names = tuple(each for each in self.class_names if each not in early)
-        found = replace(self, images=kept, class_names=names, left_out=tuple(sorted(left_out)))
+        waiting = (*self.waiting, *early.values())
+        found = replace(
+            self, images=kept, class_names=names, left_out=tuple(sorted(left_out)), waiting=waiting
+        )
         found._require_split("the others are nearly the same as images in test/; see --no-groups")
         return found
 
@@ -188,6 +205,7 @@ class _Listing:
         self.images: list[LabelledImage] = []
         self.left_out: list[LeftOut] = []
         self.class_names: frozenset[str] = frozenset()
+        self.waiting: dict[str, WaitingClass] = {}
 
     def add_folders(self) -> None:
         """Add the images of every class, in every part if the folder has parts."""
@@ -324,8 +342,8 @@ class _Listing:
             if name is None:
                 self.left_out.append(LeftOut(image.path, "labelled as of none of the classes"))
             elif name not in self.class_names and counts[name] < MIN_NEW_IMAGES:
-                reason = f"class {name!r} has {counts[name]} of {MIN_NEW_IMAGES} images"
-                self.left_out.append(LeftOut(image.path, f"{reason} that a new class needs"))
+                self.waiting[name] = WaitingClass(name, counts[name], None)
+                self.left_out.append(LeftOut(image.path, str(self.waiting[name])))
             else:
                 self.images.append(image._replace(class_name=name))
         gone = had - {each.class_name for each in self.images}

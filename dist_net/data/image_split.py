@@ -12,10 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.ground.printable import counted
+
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 
 MIN_GROUPS = 3
 """The number of groups into which the images of a class are divided at least, to be split."""
+
+MIN_NEW_IMAGES = 5
+"""The number of images, in ``MIN_GROUPS`` groups, with which a new class takes part."""
 
 Contents = Mapping[str, str]
 """Maps the path of each image to its content."""
@@ -36,6 +41,26 @@ class LeftOut(NamedTuple):
 
     path: str
     reason: str
+
+
+class WaitingClass(NamedTuple):
+    """A new class that does not take part yet; ``groups``: None while it lacks images."""
+
+    name: str
+    images: int
+    groups: int | None
+
+    @property
+    def missing(self) -> str:
+        if self.groups is None:
+            return counted(MIN_NEW_IMAGES - self.images, "image")
+        return f"images in {counted(MIN_GROUPS - self.groups, 'more group')}"
+
+    def __str__(self) -> str:
+        return (
+            f"class {self.name!r} lacks {self.missing}: a new class needs {MIN_NEW_IMAGES} images "
+            f"in {MIN_GROUPS} groups, which no copies of one photo are"
+        )
 
 
 def without_contradictions(

@@ -34,6 +34,7 @@ class ImageOptions:
     for a net without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether copies of a photo are never split.
+    ``images``: whether the run keeps images: those held out, and small ones in its report.
     ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
     ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError.
     """
@@ -53,6 +54,7 @@ class ImageOptions:
     rotate: float = 5.0
     zoom: float = 20.0
     colour_changes: bool = True
+    images: bool = True
     fitting: str | None = None
     engine: str = NUMPY
 

@@ -94,8 +94,9 @@ def _write(
     content: dict[str, Any],
 ) -> None:
     """Write the report's files, the picture last. Raise MissingExtraError without Matplotlib."""
-    thumbnails = _thumbnails(trained.images, content)
-    if trained.recipe.base.kind == "small" or trained.tuning or options.views > 1:
+    thumbnails = _thumbnails(trained.images, content) if options.images else {}
+    is_varied = trained.recipe.base.kind == "small" or trained.tuning or options.views > 1
+    if options.images and is_varied:
         thumbnails |= _variants(trained.images, options)
     report = directory.report
     directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
@@ -121,6 +122,10 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
         "fine_tuning": trained.tuning,
         "images": {each: len(images.rows(each)) for each in PARTS},
         "skipped": len(images.skipped),
+        "waiting": [
+            each._asdict() | {"missing": each.missing, "text": str(each)}
+            for each in images.folder.waiting
+        ],
     }
 
 

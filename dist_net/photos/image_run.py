@@ -11,6 +11,7 @@ import io
 import json
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -414,7 +415,8 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
     """Replace a run's model, and the images to try it on, once all files are complete.
 
     The model's weights, recipe and calibration are one file. The images are from test/, or from
-    the validation split: evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
+    the validation split: evenly spread, at most ``HELD_OUT_BYTES``, and none without
+    ``options.images``. A head is also trained on the
     validation split: without test/, its answers out of fold are written too.
     """
     calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
@@ -422,25 +424,25 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
     record = RecipeRecord({}, *of_model).to_json()
     shapes = recipe.model.layout.shapes
     model = Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
-    images, about = _held_out(trained, calibration)
-    with (
-        directory.replacing(directory.held_out.with_suffix(".json")) as json_file,
-        directory.replacing(directory.held_out) as images_file,
-    ):
-        json_file.write_text(json.dumps(about), encoding="utf-8")
-        with images_file.open("wb") as opened:
-            np.save(opened, images)
+    images, about = _held_out(trained, calibration, HELD_OUT_BYTES * options.images)
+    with ExitStack() as replaced:
+        json_file = directory.replacing(directory.held_out.with_suffix(".json"))
+        replaced.enter_context(json_file).write_text(json.dumps(about), encoding="utf-8")
+        if options.images:
+            images_file = replaced.enter_context(directory.replacing(directory.held_out))
+            with images_file.open("wb") as opened:
+                np.save(opened, images)
         write_checkpoint(directory.best, model)
 
 
 def _held_out(
-    trained: TrainedImages, calibration: Calibration
+    trained: TrainedImages, calibration: Calibration, max_bytes: int
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return held-out images, and the JSON object with their names and labels."""
     images, judged = trained.images, trained.judged
     part = TEST if len(images.rows(TEST)) else VALIDATION
     samples, targets = images.samples(part), images.labels(part)
-    most = max(1, HELD_OUT_BYTES // int(np.prod(samples.shape)))
+    most = max_bytes // int(np.prod(samples.shape))
     indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
     kept = np.empty((len(indices), *samples.shape), np.uint8)
     samples.read(indices, kept)

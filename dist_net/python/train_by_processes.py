@@ -105,6 +105,7 @@ class TrainKeywords(RecipeKeywords, total=False):
     rotate: float
     zoom: float
     colour_changes: bool
+    images: bool
     fitting: str | None
     engine: str
 

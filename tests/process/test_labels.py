@@ -45,6 +45,11 @@ def test_a_new_class_is_learned_as_by_a_run_from_scratch_and_withdrawn_without_a
         label("set", image, "box", "--by", "ann")
     train(None, run)
     assert head_of(run) == before
+    (waiting,) = json.loads((run / "report.json").read_text())["waiting"]
+    assert [waiting[each] for each in ("name", "images", "groups")] == ["box", 4, None]
+    listed = start("labels", str(run))
+    listed.ends()
+    assert "class 'box' lacks 1 image:" in listed.stderr
     label("set", images[4], "box", "--by", "ann")
     label("set", photos / "circle" / "000.jpg", "triangle", "--by", "bob")
     train(None, run)

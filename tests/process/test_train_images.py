@@ -246,6 +246,31 @@ def test_a_host_with_a_copy_of_the_folder_joins_the_tuning(
     assert tuning.ends() == InterruptedRunError.exit_code
 
 
+@pytest.mark.parametrize("base_name", ["eyes", "none"])
+def test_a_run_without_images_holds_no_pixels_and_works_as_the_other(
+    start: Start, photos: Path, base: Path, tmp_path: Path, base_name: str
+) -> None:
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    options = ["--base", str(base)] if base_name == "eyes" else ["--base", "none", "--epochs", "1"]
+    for to, given in ((kept, []), (run, ["--no-images"])):
+        start("train", str(photos), *options, *given, "--run-dir", str(to), "--json").result()
+    rows = [image[len(image) // 2 :][:4].tobytes() for image in np.load(kept / "held_out.npy")]
+    signs = (b"data:image", b"\x89PNG", b"JFIF", *rows)
+
+    def images_in(folder: Path) -> set[str]:
+        return {
+            path.name
+            for path in folder.rglob("*")
+            if path.is_file() and any(each in path.read_bytes() for each in signs)
+        }
+
+    charts = {"report.png", "training.png", "confusion.png"}
+    assert images_in(kept) - charts == {"held_out.npy", "report.html"}
+    assert images_in(run) <= charts
+    evaluated = [start("evaluate", str(each), "--json").result() for each in (run, kept)]
+    assert evaluated[0]["test_accuracy"] == evaluated[1]["test_accuracy"]
+
+
 def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
     photos: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 can be made of. The files hold any bytes: listing decodes nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_split import WaitingClass
 from dist_net.errors import DatasetError
 from drawn_images import cats_and_dogs, drawn_folder
 from naming import naming
@@ -379,6 +381,19 @@ def test_a_group_stays_on_one_side_and_does_not_leak_into_the_test(tmp_path: Pat
         assert part_of["train/a/1.png"] == ""
         assert part_of["train/b/2.png"] == part_of["train/b/3.png"]
         assert "train/a/1.png" in [each.path for each in found.left_out]
+
+
+def test_a_new_class_of_few_groups_waits_and_says_what_it_lacks(tmp_path: Path) -> None:
+    names = [f"{name}/{i}.png" for name in ("a", "b", "new") for i in range(6)]
+    folder = replace(drawn_folder(tmp_path / "photos", names), new_classes=("new",))
+    for different, missing in ((1, "images in 2 more groups"), (2, "images in 1 more group")):
+        groups = [*range(12), *(100 + i % different for i in range(6))]
+        found = folder.regrouped(groups, 0.3, 0)
+        assert found.class_names == ("a", "b")
+        assert found.waiting == (WaitingClass("new", 6, different),)
+        assert found.waiting[0].missing == missing
+        assert {each.reason for each in found.left_out} == {str(found.waiting[0])}
+    assert not folder.regrouped(range(18), 0.3, 0).waiting
 
 
 @pytest.mark.parametrize("seed", range(4))
