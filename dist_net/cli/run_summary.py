@@ -36,7 +36,8 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
         more = [_answers(content), *_bad_classes(content["classes"])]
         more += [content["learning"]["advice"]] if content["learning"] else []
         more += [_other_objects(content["left_out"])] if content["left_out"] else []
-        more.append(f"report: {directory.report}")
+        more.append(". ".join(f"{name}: {text}" for name, text in content["terms"].items()))
+        more.append(f"report: {directory.report}, explained in docs/photos.md")
     console.print(measured, style="bold", end="")
     if not summary["pushes_applied"]:  # a head, which this process trained
         console.print(f" ({summary['seconds']:.1f} s)")
@@ -80,8 +81,13 @@ def _answers(content: Mapping[str, Any]) -> str:
     if answered < images:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
-        if lower := content["calibration"]["lower_precision"]:
-            text += f"; to have more answered, serve RUN,precision={lower:g}"
+        more = [
+            f"{each['precision']:g} (answers {each['answered']:.0%})"
+            for each in reversed(content["calibration"]["choices"])
+            if each["answered"] * images > answered
+        ]
+        if more:
+            text += f"; to have more answered, serve RUN,precision={' or '.join(more)}"
     return text
 
 

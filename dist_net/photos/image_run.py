@@ -141,7 +141,8 @@ class ImageRun:
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
-            f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold"
+            f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold (each image answered "
+            f"by a head that was trained without it)"
         )
         if (as_random := head.as_random()) is not None:
             self.console.print(

@@ -1,6 +1,5 @@
 """Compute the content of a run's report as a JSON object, without drawing."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.images.labels import Calibration
+from dist_net.images.labels import Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import JudgedImages, calibration_error, wilson_interval
 from dist_net.photos.unknown_images import LeftOutClass
@@ -20,8 +19,13 @@ DOUBTFUL_ABOVE = 0.5
 """A label is doubtful if out of fold another class leads it by more than this probability."""
 FEW_IMAGES = 20
 """A class has few images below this number and half of the median class's."""
+TERMS = {
+    "head": "the last layer of the net, which turns an image's features into an answer",
+    "out of fold": "answered by a head that was trained without the image and its group",
+    "group": "copies of one photo, or images of one scene; it counts as one image",
+}
 CURVE_POINTS = 100
-LOWER_BY = 0.05
+PRECISIONS = 0.5, 0.7, 0.8, 0.9, 0.95, 0.99
 MIN_CALIBRATION_IMAGES = 300
 """With fewer images the measured calibration error would be mostly chance."""
 
@@ -56,6 +60,7 @@ def report_content(
         "accuracy": measured[-1]["accuracy"],
         "loss": measured[-1]["loss"],
         "measured": measured,
+        "terms": TERMS if folds is not None else {"group": TERMS["group"]},
         "classes": class_table(confusion, class_names),
         "confusion": confusion.tolist(),
         "calibration": {
@@ -63,7 +68,7 @@ def report_content(
             "error_before": before,
             "error_after": after,
             "is_proven": calibration.is_proven,
-            "lower_precision": lower_precision(calibration),
+            "choices": proven_choices(calibration, probabilities),
             "measured_on": measured[0]["data"],
             "answered": measured[-1]["answered_share"],
             "right_of_answered": measured[-1]["right_of_answered"],
@@ -99,11 +104,16 @@ def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[
     }
 
 
-def lower_precision(calibration: Calibration) -> float:
-    """Return a precision, of two digits, at which more is answered; 0 if none is proven."""
-    most = calibration.precision - LOWER_BY
-    lower = (each for below, each in calibration.proven if below < calibration.threshold)
-    return math.floor(100 * max((each for each in lower if each <= most), default=0.0)) / 100
+def proven_choices(
+    calibration: Calibration, probabilities: NDArray[np.float32]
+) -> list[dict[str, float]]:
+    """Return thresholds, the most of ``PRECISIONS`` that each proves, and the share answered."""
+    precision_of = {lowest_threshold(calibration.proven, each): each for each in PRECISIONS}
+    return [
+        {"precision": each, "threshold": least, "answered": (probabilities.max(1) >= least).mean()}
+        for least, each in precision_of.items()
+        if least is not None
+    ]
 
 
 def answered_curve(

@@ -73,11 +73,11 @@ def _facts(content: Mapping[str, Any]) -> str:
         used = f"The head is trained on all {counts['train'] + counts['validation']:,} images. "
     text = (
         "The interval behind each share holds its true value with a confidence of 95 % (Wilson; "
-        "out of fold, corrected for heads that share images). A group of similar images counts as "
-        "one image."
+        "out of fold, corrected for heads that share images)."
     )
+    terms = " ".join(f"<b>{name.capitalize()}</b>: {of}." for name, of in content["terms"].items())
     tuning = content["fine_tuning"] and f"<p>Fine-tuning: {escape(content['fine_tuning'])}.</p>"
-    return _table("measured", head, rows) + f"<p>{used}{text}</p>{tuning}"
+    return _table("measured", head, rows) + f"<p>{terms}</p><p>{used}{text}</p>{tuning}"
 
 
 def _proven(right: int, total: int, interval: Sequence[float] | None) -> str:
@@ -284,14 +284,19 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         "{:.0%}",
         (1.0, "100 % answered"),
     )
-    more = ""
-    if lower := calibration["lower_precision"]:
-        more = f" More images are answered by <code>dist-net serve RUN,precision={lower:g}</code>."
+    choices = (
+        (f"{each['precision']:.0%}", f"{each['threshold']:.1%}", f"{each['answered']:.1%}")
+        for each in calibration["choices"]
+    )
     section = (
-        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold."
-        f"{more}</p>"
+        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold.</p>"
         f'<div class="charts">{figure}</div>'
     )
+    if calibration["choices"]:
+        section += (
+            "<p>What the images prove for other precisions, such as that of <code>dist-net serve "
+            f"RUN,precision={calibration['choices'][0]['precision']:g}</code>:</p>"
+        ) + _table("choices", ("right, at least", "threshold", "answered"), choices)
     if not left_out:
         return section
     rows = (

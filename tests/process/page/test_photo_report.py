@@ -31,7 +31,7 @@ def test_figures_are_in_view_on_a_phone(browser: Any, tmp_path: Path, scheme: st
     file.write_text(report_page(content, {}), encoding="utf-8")
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
     page.goto(file.as_uri())
-    for name in ("measured", "classes", "enough"):
+    for name in ("measured", "classes", "enough", "choices"):
         right = page.locator(f".{name} tbody td").last.evaluate(
             "e => e.getBoundingClientRect().right"
         )

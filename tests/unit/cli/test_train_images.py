@@ -21,13 +21,17 @@ def test_right_answers_are_a_count_and_a_share_of_all() -> None:
 
 
 def test_what_the_model_answers_is_a_count_in_words_and_names_doubtful_labels() -> None:
+    choices = [{"precision": each, "answered": 1.6 - each} for each in (0.7, 0.8, 0.95)]
     content = {
         "measured": [MEASURED],
         "doubtful": [{}] * 8,
-        "calibration": {"lower_precision": 0.9},
+        "calibration": {"choices": choices},
     }
     text = _answers(content)
-    assert re.match(naming(120, 151, 118, "8 doubtful labels", "RUN,precision=0.9"), text)
+    assert re.match(
+        naming(120, 151, 118, "8 doubtful labels", "RUN,precision=0.8 (answers 80%) or 0.7"), text
+    )
+    assert "0.95" not in text
     certain = MEASURED | {"answered": 151, "answered_right": 151}
     assert "unknown" not in _answers(content | {"measured": [certain]})
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dist_net.images.labels import Calibration
 from dist_net.photos.image_report import draw_classes, draw_report
 from dist_net.photos.photo_statistics import JudgedImages
-from dist_net.photos.report_content import class_table, lower_precision, report_content
+from dist_net.photos.report_content import class_table, report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.plots import new_figure
@@ -169,12 +169,25 @@ def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
         assert found["is_proven"] == is_proven
 
 
-def test_a_lower_precision_is_proposed_that_the_images_prove() -> None:
-    for precision in (0.65, 0.99):
-        found = unsure_of_mistakes(20).calibrate(precision)
-        proposed = content(calibration=found)["calibration"]["lower_precision"]
-        assert found.promising(proposed).threshold < found.threshold
-    assert lower_precision(unsure_of_mistakes().calibrate(0.2)) == 0
+def test_each_choice_of_a_precision_is_proven_and_states_what_it_answers() -> None:
+    found = unsure_of_mistakes(20).calibrate(0.99)
+    page = content(judged=unsure_of_mistakes(20), calibration=found)
+    choices = page["calibration"]["choices"]
+    assert [each["precision"] for each in choices] == [0.5, 0.8]
+    for each in choices:
+        threshold = found.promising(each["precision"]).threshold
+        assert each["threshold"] == threshold
+        confidence = unsure_of_mistakes(20).probabilities(found).max(1)
+        assert each["answered"] == (confidence >= threshold).mean()
+    assert f"{choices[-1]['answered']:.1%}" in Seen(report_page(page, {})).text
+    few = content(calibration=unsure_of_mistakes().calibrate(0.2))
+    assert few["calibration"]["choices"] == []
+
+
+def test_terms_are_explained_where_they_are_used() -> None:
+    text = Seen(report_page(content(), {})).text
+    assert all(f"{each}: " in text for each in ("Head", "Out of fold", "Group"))
+    assert "Head: " not in Seen(report_page(content(judged=judged(folds=None)), {})).text
 
 
 def test_similar_images_are_counted_once() -> None:
