@@ -31,7 +31,7 @@ from dist_net.data.image_split import (
     WaitingClass,
 )
 from dist_net.errors import DatasetError
-from dist_net.images.decoding import iso_formats
+from dist_net.images.decoding import refusal_of_format
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff".split()  # noqa: SIM905
@@ -400,8 +400,7 @@ def refusal_of_name(path: str) -> str | None:
         return None
     if (kind := ISO_SUFFIXES.get(suffix)) is None:
         return f"not named like a {KINDS} file"
-    remedy = "; install it with: pip install pillow-heif" if kind == "HEIF" else ""
-    return None if kind in iso_formats() else f"{kind} images need a plugin of Pillow{remedy}"
+    return refusal_of_format(kind)
 
 
 def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:

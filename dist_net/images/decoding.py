@@ -41,15 +41,19 @@ _BYTES_PER_PIXEL_OF = {"WEBP": 24, "AVIF": 24}  # of these an image may have few
 
 # Pillow reads more formats, but some start programs (EPS), others have no signature (TGA), and
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
-BOUNDED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM")
-"""Formats with decoders that allocate no more than the size in the header requires."""
+BOUNDED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "HEIF")
+"""Formats with decoders that allocate no more than the size in the header requires.
+
+libheif refuses a frame that is larger than its header states; a worker's limit of memory holds
+for whatever it misses.
+"""
 ISO_FORMATS = ("AVIF", "HEIF")
 """Formats in ISO media files, where Pillow, or a plugin that is registered, reads them.
 
-Their frames may be larger than the header states: 1,070 bytes take 250 MB for 64 x 64 pixels.
+AVIF frames may be larger than the header states: 1,070 bytes take 250 MB for 64 x 64 pixels.
 """
-_PLAIN_FORMATS = (*BOUNDED_FORMATS, "TIFF")
-FORMATS = (*_PLAIN_FORMATS, *ISO_FORMATS)
+FORMATS = (*BOUNDED_FORMATS, "TIFF", "AVIF")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 
 ORIENTATION = 0x0112  # the EXIF tag, and the inverse of each of its values
 UPRIGHT = {
@@ -169,11 +173,18 @@ def _decoded(file: BinaryIO, max_pixels: int, formats: Sequence[str]) -> Pixels:
 
 
 def _formats_of(file: BinaryIO, formats: Sequence[str]) -> list[str]:
-    """Return the ``formats`` that a file may have: those in ISO files load more of Pillow."""
+    """Return the ``formats`` that a file may have: those in ISO files load more of Pillow.
+
+    Raise ImageError for a HEIC file that this host cannot decode.
+    """
     file.seek(4)
-    is_iso = file.read(4) == b"ftyp"
+    kind = file.read(8)
     file.seek(0)
-    return [each for each in formats if each in (iso_formats() if is_iso else _PLAIN_FORMATS)]
+    if kind[:4] != b"ftyp":
+        return [each for each in formats if each not in ISO_FORMATS]
+    if kind[4:] in HEIC_BRANDS and "HEIF" in formats and (reason := refusal_of_format("HEIF")):
+        raise ImageError(reason)
+    return [each for each in formats if each in iso_formats()]
 
 
 @cache
@@ -181,8 +192,15 @@ def iso_formats() -> tuple[str, ...]:
     """Return the formats of ISO_FORMATS that can be read: HEIF needs the package pillow-heif."""
     Image.init()
     with suppress(ImportError):
-        import_module("pillow_heif").register_heif_opener()
+        # One thread: the callers decode several images at once.
+        import_module("pillow_heif").register_heif_opener(decode_threads=1)
     return tuple(each for each in ISO_FORMATS if each in Image.OPEN)
+
+
+def refusal_of_format(kind: str) -> str | None:
+    """Return why this host cannot decode one of ``ISO_FORMATS``, with a remedy; None if it can."""
+    remedy = "; install it with: pip install pillow-heif" if kind == "HEIF" else ""
+    return None if kind in iso_formats() else f"{kind} images need a plugin of Pillow{remedy}"
 
 
 def _require_modest_header(file: BinaryIO, max_pixels: int) -> None:

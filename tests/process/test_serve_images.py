@@ -1,6 +1,7 @@
 """A run on a folder of images, served: what it knows, what it does not, and how it changes."""
 
 import http.client
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 from dist_net import Client
 from dist_net.errors import ReloadError
 from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.images import decoding
 from dist_net.nets.run_directory import RunDirectory
 from image_runs import colour_weights, write_calibration, write_run
 from naming import naming
@@ -68,6 +70,25 @@ def test_a_run_knows_its_samples_and_says_what_it_does_not_know(
     with Client(pool.address) as client:
         asked = [client.submit_image("colours", image(each)) for each in ((255, 0, 0), GREY)]
         assert [each.result().is_unknown() for each in asked] == [False, True]
+
+
+def heic(size: tuple[int, int], stated: tuple[int, int]) -> bytes:
+    """A red HEIC file, whose header states another size than its frame has."""
+    decoding.iso_formats()  # registers the plugin
+    file = BytesIO()
+    Image.new("RGB", size, (255, 0, 0)).save(file, "HEIF", quality=10)
+    sizes = (struct.pack(">II", *each) for each in (size, stated))
+    return file.getvalue().replace(*sizes)
+
+
+def test_a_photo_of_a_telephone_is_answered_beside_one_whose_header_lies(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    pool = serve(f"colours={write_run(tmp_path / 'run')}", "--workers", "1")
+    status, refusal = pool.post("/v1/classify", heic((8192, 8192), (64, 64)))
+    assert status == 400, refusal
+    status, answer = pool.post("/v1/classify", heic((640, 480), (640, 480)))
+    assert (status, answer["predictions"][0]["label"]) == (200, "red")
 
 
 def test_a_reload_brings_new_weights_and_a_new_threshold(

@@ -189,8 +189,8 @@ def form_images(body: Payload, content_type: bytes) -> Sliced[list[EncodedImage]
 def _require_images(found: Sequence[object]) -> None:
     if not found:
         raise BadRequestError(
-            "the request contains no image; expected a JPEG or PNG file as its body, or a "
-            "multipart form with such files"
+            "the request contains no image; expected a JPEG, PNG or HEIC file as its body, "
+            "or a multipart form with such files"
         )
     if len(found) > MAX_IMAGES:
         raise RequestTooLargeError(

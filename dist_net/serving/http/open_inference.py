@@ -2,7 +2,7 @@
 
 A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
 is the length of the JSON, and 0 means that the whole body is the only input. A model that takes
-images also accepts JPEG or PNG files as BYTES.
+images also accepts JPEG, PNG or HEIC files as BYTES.
 
 Raw tensors are little-endian and row-major. An element of BYTES is its length, a little-endian
 uint32, followed by its content.

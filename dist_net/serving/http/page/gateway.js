@@ -9,7 +9,7 @@ const WORDS = {
   403: "The pool does not accept requests from this page.",
   404: "The pool does not serve this model.",
   413: "The image is larger than the pool allows.",
-  415: "The pool accepts only JPEG and PNG images.",
+  415: "The pool does not accept files of this kind.",
   503: "The pool cannot answer now.",
   504: "The answer took too long.",
 };
