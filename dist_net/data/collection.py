@@ -2,6 +2,8 @@
 
     RUN/collection/labels.sqlite    each label and each withdrawal, in the order in which they came
     RUN/collection/images/SHA256    an image that is not in the folder, stored once
+    RUN/collection/unlabelled/      images that clients sent, until they are labelled or evicted
+    RUN/collection/queue.json       images to label, which most would change the model first
 
 An image is known by the SHA-256 of its file. Its current label is the latest that was not
 withdrawn; it outranks the label in the folder or the CSV file. A label is on the disk once the
@@ -9,14 +11,15 @@ method that sets it returns.
 """
 
 import hashlib
+import json
 import sqlite3
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dist_net.errors import CollectionError
 from dist_net.ground.files import replacing
@@ -63,6 +66,37 @@ class Label(NamedTuple):
     withdrawn_by: int | None
 
 
+class UnlabelledImage(NamedTuple):
+    """An image that a client sent: its file, named SHA256-MARGIN, and when it was sent.
+
+    ``margin`` is the difference of the two largest probabilities of its answer, in thousandths.
+    ``at`` is in seconds since 1970.
+    """
+
+    path: Path
+    bytes: int
+    at: float
+
+    @property
+    def digest(self) -> str:
+        return self.path.name[:DIGEST_LENGTH]
+
+    @property
+    def margin(self) -> int:
+        return int(self.path.name[DIGEST_LENGTH + 1 :])
+
+
+def unlabelled_images(directory: Path) -> list[UnlabelledImage]:
+    """Return the images in ``unlabelled/`` of a collection, the oldest first."""
+    found = []
+    for path in directory.glob("*-*"):
+        # One that is half-written has a suffix; one that is gone was labelled meanwhile.
+        with suppress(OSError, ValueError):
+            int(path.name[DIGEST_LENGTH + 1 :])
+            found.append(UnlabelledImage(path, (status := path.stat()).st_size, status.st_mtime))
+    return sorted(found, key=lambda each: each.at)
+
+
 class Collection(AbstractContextManager["Collection"]):
     """A run's labels. Several processes may use it at once, each with its own object.
 
@@ -71,6 +105,8 @@ class Collection(AbstractContextManager["Collection"]):
 
     def __init__(self, directory: Path) -> None:
         self.images = directory / "images"
+        self.unlabelled = directory / "unlabelled"
+        self.queue = directory / "queue.json"
         self._path = directory / "labels.sqlite"
         if directory.is_symlink():
             raise CollectionError(
@@ -113,7 +149,7 @@ class Collection(AbstractContextManager["Collection"]):
 
         A label that resembles one of the folder's ``classes``, or one in the log, is refused unless
         it ``is_new``. The current label is not set again by the same teacher. ``image``: a digest,
-        or the content of a file, which is stored once.
+        or the content of a file, which is stored once; an unlabelled image is moved.
         """
         content = image if isinstance(image, bytes) else None
         if isinstance(image, bytes):
@@ -129,10 +165,14 @@ class Collection(AbstractContextManager["Collection"]):
             if before is not None and (before.label, before.teacher) == (label, teacher):
                 return before
             row = time.time(), _named(teacher), image, label, before and before.number
-            if content is not None and not (path := self.images / image).exists():
+            path, sent = self.images / image, [*self.unlabelled.glob(f"{image}-*")]
+            if not path.exists() and (content or sent):
+                content = content or sent[0].read_bytes()
                 self._require_room(len(content))
                 with replacing(path) as partial:
                     partial.write_bytes(content)
+            for each in sent:
+                each.unlink(missing_ok=True)
             sql = "INSERT INTO labels (at, teacher, image, label, replaces) VALUES (?, ?, ?, ?, ?)"
             number = log.execute(sql, row).lastrowid
             assert number is not None
@@ -179,6 +219,27 @@ class Collection(AbstractContextManager["Collection"]):
         """Return the current label of each image by digest, sorted."""
         current = {each.image: each.label for each in self.labels() if each.withdrawn_by is None}
         return dict(sorted(current.items()))
+
+    def queued(self) -> list[dict[str, Any]]:
+        """Return the images to label next, which the teacher orders; none before it did."""
+        try:
+            images = json.loads(self.queue.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RecursionError) as error:
+            raise CollectionError(
+                f"{self.queue}: {error}; expected the file of a teacher: remove it"
+            ) from error
+        labels = self.current_labels()
+        return [each for each in images if each["image"] not in labels]
+
+    def knows(self, image: str) -> bool:
+        """Return whether an image has a label, is stored, or is queued."""
+        return (
+            any(each.image == image for each in self.labels())
+            or any(each.digest == image for each in unlabelled_images(self.unlabelled))
+            or any(each["image"] == image for each in self.queued())
+        )
 
     def _require_room(self, size_bytes: int) -> None:
         stored = sum(each.stat().st_size for each in self.images.iterdir())

@@ -323,8 +323,8 @@ class _Listing:
         """
         had = {each.class_name for each in self.images}
         is_divided = any(each.part for each in self.images)
-        digest_of = {each.path: _digest_of(self._root, each) for each in self.images}
-        listed = {*digest_of.values()}
+        digests = {each.path: digest_of(self._root, each) for each in self.images}
+        listed = {*digests.values()}
         for digest, label in labels.items():
             if digest not in listed and label is not None:
                 try:
@@ -333,9 +333,9 @@ class _Listing:
                     self.left_out.append(LeftOut(digest, f"cannot be read: {error.strerror}"))
                     continue
                 path = os.path.relpath(stored / digest, self._root.absolute())
-                digest_of[path] = digest
+                digests[path] = digest
                 self._add(path, label, TRAIN if is_divided else "", found)
-        names = [labels.get(digest_of[each.path], each.class_name) for each in self.images]
+        names = [labels.get(digests[each.path], each.class_name) for each in self.images]
         counts = Counter(names)
         taught, self.images = self.images, []
         for image, name in zip(taught, names, strict=True):
@@ -439,11 +439,11 @@ def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
     contents = {image.path: image.path for image in images}
     for size_bytes, alike in of_size.items():
         if size_bytes and len(alike) > 1:
-            contents |= {each.path: _digest_of(root, each) or each.path for each in alike}
+            contents |= {each.path: digest_of(root, each) or each.path for each in alike}
     return contents
 
 
-def _digest_of(root: Path, image: LabelledImage) -> str:
+def digest_of(root: Path, image: LabelledImage) -> str:
     """Return ``file_digest``, which is computed once until the file changes."""
     return _known_digest(root / image.path, image.size_bytes, image.modified_ns)
 

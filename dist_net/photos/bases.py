@@ -220,6 +220,12 @@ class FeatureExtractor:
                 ) from error
         return table["features"]
 
+    def features_of(self, samples: Samples) -> NDArray[np.float32]:
+        """Return the features of images as they are, (N, F); the file is not used."""
+        table = np.zeros(len(samples), self._row)
+        self._fill(samples, np.arange(len(samples)), table, lambda *_: None)
+        return table["features"][:, 0]
+
     def _kept(self) -> NDArray[np.void]:
         """Return the file's rows; none if it is missing, damaged or holds other rows."""
         # Unlike np.load, ``open_memmap`` reads no zip file, and maps no more than the file.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dist_net.data.image_folder import file_digest
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
@@ -82,6 +83,8 @@ def _content(
     content = _about(options, trained)
     content |= report_content(recipe.class_names, judged, tested, calibration, left_out)
     content["learning"] = learning
+    for each in (*content["mistakes"], *content["doubtful"]):  # for the page that corrects labels
+        each["digest"] = file_digest(images.folder.root / each["image"])
     metrics = directory.read_metrics()
     content["curves"] = [{**each, "epoch": each["samples"] / samples} for each in metrics]
     return content

@@ -134,9 +134,10 @@ class ImageRun:
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
+        cores, engine = available_cores(), self.options.engine
+        self.extractor = FeatureExtractor(found, views, cores, cache, engine)
         with CountProgress(self.console, "computing features", "features computed") as shown:
-            features = extractor.compute(images.samples(), digests, shown)
+            features = self.extractor.compute(images.samples(), digests, shown)
         head = HeadTraining.from_images(images, features, digests, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(

@@ -321,7 +321,8 @@ def _images(
     title: str, text: str, entries: Sequence[Mapping[str, Any]], thumbnails: Mapping[str, bytes]
 ) -> str:
     items = [
-        f"{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
+        f"{_image(each['image'], thumbnails)}"
+        f'<b data-image="{each.get("digest", "")}">{escape(each["answer"])}</b> '
         f"{each['probability']:.0%}<br>labelled {escape(each['label'])}<br>"
         f"<small>{escape(each['image'])}</small>"
         for each in entries

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,8 @@ class Gateway:
     _futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
     unloads: Counter[str] = field(default_factory=Counter)  # by model
     ended: Counter[str] = field(default_factory=Counter)  # processes that ended, by host
+    observers: list[Callable[[InferenceRequest, Result], None]] = field(default_factory=list)
+    """Called with each image that was answered, and must not block."""
     lag: Histogram = field(default_factory=Histogram)  # of timers, which other work delayed
     _has_turn: bool = False
     _turn_s: float = 0.0
@@ -89,6 +91,8 @@ class Gateway:
         """
         now = self._clock.now()
         future = self._future_of(self.pool.admit(request, now))
+        if request.is_image:
+            future.add_done_callback(partial(self._observe, request))
         self._gathered += 1
         if not more_follow or self._gathered >= 2 * self.max_batch_size:
             self._gathers_until_s = 0.0
@@ -173,6 +177,11 @@ class Gateway:
             self._futures[admitted] = future
             future.add_done_callback(partial(self._ended, admitted))
         return future
+
+    def _observe(self, request: InferenceRequest, future: asyncio.Future[Result]) -> None:
+        if not future.cancelled() and (result := future.result()).status == Status.OK:
+            for observer in self.observers:
+                observer(request, result)
 
     def _ended(self, request_id: int, future: asyncio.Future[Result]) -> None:
         if future.cancelled() and self._futures.pop(request_id, None) is not None:

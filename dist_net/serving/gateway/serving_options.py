@@ -60,6 +60,7 @@ class ServingOptions:
     token_lifetime: float = TOKEN_LIFETIME_S
     ray: str | None = None
     teach: bool = False
+    collect: bool = False
     inbox: Path | None = None
     sort_into: Path | None = None
 
@@ -80,6 +81,8 @@ class ServingOptions:
             )
         if self.sort_into is not None and self.inbox is None:
             raise SettingError(f"--sort-into {self.sort_into} without --inbox; expected both")
+        if self.collect and not self.teach:
+            raise SettingError("--collect without --teach; expected both, to label what is kept")
         if workers == 0 and not self.listen_workers:
             raise SettingError(
                 "--workers=0 without --listen-workers leaves no worker to serve requests; start "
@@ -112,6 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "learn from the labels that people set for the images of a run on a folder"
     parser.add_argument("--teach", action="store_true", help=text)
+    text = "with --teach: keep the images that clients send, to be labelled; see docs/photos.md"
+    parser.add_argument("--collect", action="store_true", help=text)
     answers = "classify each image that arrives in a folder; the answers are in its answers.jsonl"
     links = "link each image of the inbox in a folder of its class, or of unknown ones"
     add_options(

@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,7 @@ from dist_net.processes.launcher import ProcessSpec, Word
 from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
+from dist_net.serving.gateway.collector import Collector
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.inbox import Inbox
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
@@ -150,6 +151,8 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         gateway = Gateway(pool, places.workers, processes, clock, ledger)
         with _naming("--http"):
             collections = {name: run.collection for name, run in taught.items()}
+            if options.collect:
+                gateway.observers.append(opened.enter_context(closing(Collector(collections))))
             http = _http(options, gateway, ledger, collections)
         _print_joining(options, places)
         try:
@@ -334,6 +337,7 @@ def _http(
         private_key=options.tls_key,
         queue_bytes=options.queue_bytes,
         access_log=options.access_log,
+        collects=options.collect,
     )
     return HttpServer(application(gateway, settings, ledger=ledger, collections=collections))
 

@@ -72,7 +72,7 @@ def application(
         *Models(gateway, memory, clock or SystemClock()).routes(),
         *Labels(gateway, memory, collections or {}).routes(),
         *sample_routes(gateway),
-        pool_route(gateway, collections or {}),
+        pool_route(gateway, collections or {}, collects=settings.collects),
         metrics_route(partial(pool_metrics, gateway, refusals, ledger)),
         openapi_route(),
         *files,
@@ -87,7 +87,8 @@ def application(
         },
     )
     starlette.router.redirect_slashes = False
-    open_paths = frozenset((*_OPEN, *(route.path for route in files)))
+    pages = (f"/report/{name}" for name in collections or {})
+    open_paths = frozenset((*_OPEN, *pages, *(route.path for route in files)))
     return Guard(starlette, settings, open_paths, refusals, ledger)
 
 
@@ -156,7 +157,7 @@ def openapi_route() -> Route:
     return Route("/openapi.json", openapi)
 
 
-def pool_route(gateway: Gateway, taught: Container[str] = ()) -> Route:
+def pool_route(gateway: Gateway, taught: Container[str] = (), *, collects: bool = False) -> Route:
     """Return the route ``/pool``: ``gateway.status``, and the facts of each model for the page."""
 
     def facts(name: str) -> dict[str, Any]:
@@ -171,6 +172,7 @@ def pool_route(gateway: Gateway, taught: Container[str] = ()) -> Route:
             "unknown_below": model.unknown_below,
             "samples": len(served.samples),
             "is_taught": name in taught,
+            "is_collected": collects and name in taught,
         }
 
     async def pool(_: Request) -> Json:

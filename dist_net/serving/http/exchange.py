@@ -53,9 +53,10 @@ _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-
 # Requests that change what is served, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 # Labels, and the report, which shows images that the model was trained on.
-_TEACHERS_PATHS = re.compile("/v1/models/[^/]*/(labels|report)")
+_TEACHERS_PATHS = re.compile("/v1/models/[^/]*/(labels|report|queue)")
 
 _HEALTH = "/v2/health/"
+_PRIVATE = b"x-do-not-collect"
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
 _MAX_VERSION = 18
@@ -286,6 +287,7 @@ class HttpExchange:
         self._opened.require_answer(sum(model.answer_bytes(each.rows) for each in requests))
         for request in requests:
             request.client = self._queue
+            request.is_private |= self.headers.get(_PRIVATE) == b"1"
         more_follow = bool(self._opened.share.loop.waiting)
         futures = [gateway.infer(request, more_follow) for request in requests]
         watch: list[asyncio.Task[None]] = []

@@ -1,18 +1,22 @@
 """Labels of a served classifier's images: set, list and withdraw; the teacher learns from them."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from dist_net.data.collection import Collection, Label
+from dist_net.data.collection import Collection
+from dist_net.data.image_split import MIN_NEW_IMAGES
 from dist_net.errors import BadRequestError, ModelNotServedError
-from dist_net.nets.run_directory import REPORT
+from dist_net.nets.run_directory import REPORT, UNREADABLE
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.json_tensors import json_object
@@ -21,6 +25,8 @@ from dist_net.serving.pool.requests import InferenceRequest, Status
 
 T = TypeVar("T")
 _SHOWN = 100
+_QUEUED = 50
+_REPORT_JSON = str(Path(REPORT).with_suffix(".json"))
 _REPORT_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "x-content-type-options": "nosniff",
@@ -43,6 +49,8 @@ class Labels:
             Route(path, self.list, methods=["GET"]),
             Route(path, self.withdraw, methods=["DELETE"]),
             Route("/v1/models/{model}/report", self.report),
+            Route("/v1/models/{model}/queue", self.queue),
+            Route("/report/{model}", self.page),
         ]
 
     async def set(self, request: Request) -> HttpReply:
@@ -59,7 +67,7 @@ class Labels:
         if exchange.headers.get(b"content-type", b"").startswith(b"application/json"):
             given = json_object(body)[0]
         elif body:
-            image = InferenceRequest(model.name, body, is_image=True)
+            image = InferenceRequest(model.name, body, is_image=True, is_private=True)
             (result,) = await exchange.infer(self.gateway, model, [image])
             if result.status != Status.OK:
                 return result_reply(result)
@@ -72,24 +80,29 @@ class Labels:
         if not (body or digest):
             raise BadRequestError("the request has no image; expected it as the body, or a digest")
 
-        def stored(collection: Collection) -> Label:
-            if digest and all(each.image != digest for each in collection.labels()):
+        def stored(collection: Collection) -> dict[str, Any]:
+            if digest and not (collection.knows(digest) or digest in self._reported(model.name)):
                 raise ModelNotServedError(
                     f"no image {digest[:80]!r}; expected the SHA-256 of an image that has a label, "
-                    f"or the image itself"
+                    f"is queued or is in the report, or the image itself"
                 )
             teacher = request.scope["state"]["credential"].name
             image = digest or bytes(body)
-            return collection.set_label(
+            found = collection.set_label(
                 image, label or None, teacher, model.labels, is_new=bool(is_new)
             )
+            missing = 0
+            if found.label is not None and found.label not in model.labels:
+                count = [*collection.current_labels().values()].count(found.label)
+                missing = max(0, MIN_NEW_IMAGES - count)
+            return {**found._asdict(), "missing": missing}
 
-        return Json(_entry(await self._with(model.name, stored)))
+        return Json(await self._with(model.name, stored))
 
     async def list(self, request: Request) -> Json:
         """Return the newest labels, the newest first."""
         labels = await self._with(request.path_params["model"], Collection.labels)
-        return Json([_entry(each) for each in labels[: -_SHOWN - 1 : -1]])
+        return Json([each._asdict() for each in labels[: -_SHOWN - 1 : -1]])
 
     async def withdraw(self, request: Request) -> Json:
         """Withdraw a label by ``number``, or all labels of a ``teacher``."""
@@ -102,6 +115,16 @@ class Labels:
         name = request.path_params["model"]
         return Json(await self._with(name, lambda each: each.withdraw(numbers, teacher)))
 
+    async def queue(self, request: Request) -> Json:
+        """Return the images to label next, without those that were labelled meanwhile."""
+        waiting = await self._with(request.path_params["model"], Collection.queued)
+        return Json(waiting[:_QUEUED])
+
+    async def page(self, request: Request) -> Response:
+        """Redirect to the page that shows a report, and corrects its labels."""
+        model = quote(request.path_params["model"], safe="")
+        return RedirectResponse(f"../report.html?model={model}")
+
     async def report(self, request: Request) -> Response:
         """Return the page of the newest figures, which its teacher writes after each model."""
         page = self._directory(request.path_params["model"]).with_name(REPORT)
@@ -110,6 +133,13 @@ class Labels:
         except OSError as error:
             raise ModelNotServedError(f"no report yet: {error.strerror}; try again") from error
         return Response(content, media_type="text/html", headers=_REPORT_HEADERS)
+
+    def _reported(self, model: str) -> frozenset[str]:
+        """Return the digests of the images that the report shows."""
+        with suppress(*UNREADABLE, KeyError):
+            report = json.loads(self._directory(model).with_name(_REPORT_JSON).read_bytes())
+            return frozenset(each["digest"] for each in report["mistakes"] + report["doubtful"])
+        return frozenset()
 
     async def _with(self, model: str, work: Callable[[Collection], T]) -> T:
         """Return the result of ``work`` in a thread, since it waits for the disk."""
@@ -128,7 +158,3 @@ class Labels:
                 f"dist-net serve --teach"
             )
         return self.collections[model]
-
-
-def _entry(label: Label) -> dict[str, Any]:
-    return label._asdict()

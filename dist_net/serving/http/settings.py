@@ -171,6 +171,7 @@ class HttpSettings:
     connections: int = 512
     pipelined: int = 16
     access_log: bool = False
+    collects: bool = False
     shutdown_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:

@@ -68,6 +68,7 @@ class InferenceRequest:
     ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
     or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.
     ``client`` identifies the sender: requests with the same value share one queue and one turn.
+    ``is_private``: the sender forbids to keep it.
 
     The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
     until it runs, the statistics of this version count it. ``size``: see ``size_of``.
@@ -82,6 +83,7 @@ class InferenceRequest:
     version: int | None = None
     timeout_s: float | None = None
     client: str = ""
+    is_private: bool = False
     request_id: int = 0
     admitted_s: float = 0.0
     deadline_s: float = 0.0

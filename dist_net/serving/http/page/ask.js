@@ -3,6 +3,7 @@
 import { byId, element, fromTemplate, write } from "./elements.js";
 import { drawAsSeen } from "./fitting.js";
 import { classify } from "./gateway.js";
+import { showNext } from "./queue.js";
 import { offerCopies, showRequest } from "./request.js";
 import { offerSamples, sampleAt } from "./samples.js";
 import { askSeveral } from "./several.js";
@@ -34,6 +35,7 @@ export function startAsking(whenRefused) {
     dragged();
     take(event.dataTransfer.files, event);
   });
+  byId("label-next").addEventListener("click", () => showNext(chosenModel()).catch(showProblem));
   const begin = () => ask().catch((refusal) => {
     if (refusal.name === "AbortError") return;
     whenRefused(refusal);
@@ -69,6 +71,24 @@ function showModel() {
   byId("knows").hidden = !model;
   if (model) write(byId("knows"), canAsk ? classesOf(model) : `${model.name} ${IMAGELESS}`);
   offerSamples(model);
+  byId("queue-field").hidden = !model?.is_taught;
+  byId("collects").hidden = !model?.is_collected;
+}
+
+/** Shows a queued image in the place of an asked one, with its answer. */
+export function showQueued(picture, found) {
+  running?.abort();
+  problem.replaceChildren();
+  [answer, byId("no-answer"), byId("several"), byId("seen")].forEach((each) => {
+    each.hidden = true;
+  });
+  preview.src = picture;
+  preview.hidden = false;
+  byId("image-name").textContent = "An image to label";
+  const [first] = found.predictions;
+  verdict.classList.toggle("unknown", !found.label);
+  verdict.replaceChildren(element("strong", label(first.label)), ` ${percent(first.probability)}` +
+    (found.label ? `, labelled ${label(found.label)}` : ""));
 }
 
 function classesOf({ classes, labels = [], unknown_below: threshold }) {
@@ -105,7 +125,7 @@ async function ask() {
   form.setAttribute("aria-busy", "true");
   problem.replaceChildren();
   byId("no-answer").hidden = true;
-  byId("several").hidden = true;
+  byId("several").hidden = byId("teach").hidden = true;
   answer.classList.add("old");
   if (input.files.length > 1) {
     answer.hidden = true;
@@ -116,7 +136,7 @@ async function ask() {
   const found = await classify(model.name, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
-  offerTeaching(model, image, found);
+  offerTeaching(model, [image], found);
   showRequest(found.model, image);
 }
 
@@ -135,7 +155,7 @@ async function showImage(image, model) {
 }
 
 function showProblem(refusal) {
-  answer.hidden = true;
+  answer.hidden = byId("teach").hidden = true;
   verdict.replaceChildren();
   const lines = [refusal.message, refusal.reason && `Reason: ${refusal.reason}`];
   const seconds = Math.ceil(refusal.retryAfterS);

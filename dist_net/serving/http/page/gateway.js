@@ -65,13 +65,25 @@ export async function classify(model, image, signal) {
 const labelsPath = (model, given) =>
   `v1/models/${encodeURIComponent(model)}/labels?${new URLSearchParams(given)}`;
 
-/** Labels an image, null: none of the classes. Throws a Problem. */
-export const setLabel = (model, image, label, isNew) =>
-  send(labelsPath(model, { ...(label !== null && { label }), ...(isNew && { new: 1 }) }), {
+/** Labels an image, a file or the digest of one; null: none of the classes. Throws a Problem. */
+export function setLabel(model, image, label, isNew) {
+  const isFile = image instanceof Blob;
+  const given = { ...(label !== null && { label }), ...(isNew && { new: 1 }) };
+  return send(labelsPath(model, isFile ? given : { ...given, image }), {
     method: "POST",
-    body: image,
-    headers: { "Content-Type": image.type || "application/octet-stream" },
+    ...(isFile && {
+      body: image,
+      headers: { "Content-Type": image.type || "application/octet-stream" },
+    }),
   });
+}
+
+/** The images whose labels would teach a model most. Throws a Problem. */
+export const queue = (model) => send(`v1/models/${encodeURIComponent(model)}/queue`, {});
+
+/** The report of a model, as the text of a page. Throws a Problem. */
+export const report = (model) =>
+  send(`v1/models/${encodeURIComponent(model)}/report`, {}, (response) => response.text());
 
 /** The latest labels, the newest first. Throws a Problem. */
 export const labels = (model) => send(labelsPath(model, {}), {});

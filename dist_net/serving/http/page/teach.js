@@ -1,12 +1,12 @@
 // Labels: corrects the answer to an image, lists the latest labels, and withdraws them.
 
 import { byId, element } from "./elements.js";
-import { classNames, hasToken, labels, setLabel, withdrawLabel } from "./gateway.js";
+import { classNames, labels, setLabel, withdrawLabel } from "./gateway.js";
 import { label as readable } from "./words.js";
 
 const [form, name, isNew, status] = ["teach", "class-name", "is-new", "taught"].map(byId);
 const SHOWN = 8;
-let asked = null;  // the model, the image and the answer that a label is for
+let asked = null;  // the model, the images that a label is for, and what follows it
 
 export function startTeaching() {
   form.addEventListener("submit", (event) => { event.preventDefault(); teach(name.value); });
@@ -19,14 +19,12 @@ export function startTeaching() {
 }
 
 /** Offers to label the image of an answer; without a taught model, nothing. */
-export async function offerTeaching(model, image, answer) {
+export async function offerTeaching(model, images, { predictions }, labelled = () => {}) {
   form.hidden = !model?.is_taught;
   if (form.hidden) return;
-  asked = { model: model.name, image };
-  byId("report").hidden = hasToken();  // a link sends no token
-  byId("report").href = `v1/models/${encodeURIComponent(model.name)}/report`;
-  status.replaceChildren();
-  byId("classes").replaceChildren(...answer.predictions.map(({ label }, i) => {
+  asked = { model: model.name, images, labelled };
+  byId("report").href = `report/${encodeURIComponent(model.name)}`;
+  byId("classes").replaceChildren(...predictions.map(({ label }, i) => {
     const button = element("button", `${i + 1} ${readable(label)}`);
     button.type = "button";
     button.dataset.key = i + 1;
@@ -40,11 +38,15 @@ export async function offerTeaching(model, image, answer) {
 
 async function teach(label) {
   try {
-    const { label: set } = await setLabel(asked.model, asked.image, label, isNew.checked);
+    const { model, images, labelled } = asked;
+    const [{ label: set, missing }] = await Promise.all(images.map((each) =>
+      setLabel(model, each, label, isNew.checked)));
     status.textContent = `Labelled as ${set === null ? "none of these" : readable(set)}. ` +
-      "The next version has learned it.";
+      (missing ? `A new class takes part with ${missing} more of its images.`
+        : "The next version has learned it.");
     name.value = "";
     isNew.checked = false;
+    labelled(images);
     await listLabels();
   } catch (refusal) {
     status.textContent = refusal.reason || refusal.message;

@@ -848,7 +848,7 @@ def test_no_address_is_left_undescribed(ask: Ask, service: FakeService, page: Pa
 
 def test_the_page_is_nothing_but_files_for_browsers() -> None:
     kinds = {Path(route.path).suffix for route in page_routes()}
-    assert kinds == {"", ".css", ".js", ".jpg", ".png", ".svg"}
+    assert kinds == {"", ".css", ".html", ".js", ".jpg", ".png", ".svg"}
 
 
 # Who may ask

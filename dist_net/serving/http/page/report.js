@@ -1,0 +1,46 @@
+// The report of a model that is taught, with its wrong and doubtful labels to be corrected.
+
+import { byId, element } from "./elements.js";
+import { classNames, report, setLabel } from "./gateway.js";
+import { label as readable } from "./words.js";
+
+const model = new URLSearchParams(location.search).get("model") ?? "";
+
+async function show() {
+  const [text, names] = await Promise.all([report(model), classNames(model).catch(() => [])]);
+  // This page's policy permits no inline style: a sheet and properties of elements take its place.
+  const [, style = ""] = text.match(/<style>([^]*?)<\/style>/) ?? [];
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(style);
+  document.adoptedStyleSheets = [sheet];
+  const rest = text.replace(style, "").replaceAll(' style="--share: ', ' data-share="');
+  const page = new DOMParser().parseFromString(rest, "text/html");
+  document.title = page.title;
+  byId("page").replaceChildren(...page.body.childNodes);
+  for (const each of document.querySelectorAll("[data-share]")) {
+    each.style.setProperty("--share", each.dataset.share);
+  }
+  for (const answer of document.querySelectorAll("[data-image]")) {
+    if (answer.dataset.image) offerCorrection(answer, names);
+  }
+}
+
+function offerCorrection(answer, names) {
+  const choice = document.createElement("select");
+  choice.setAttribute("aria-label", `The class of this image, answered ${answer.textContent}`);
+  choice.append(new Option("Which class is it?", ""));
+  choice.append(...names.map((each) => new Option(readable(each), each)));
+  const status = element("small", "");
+  status.setAttribute("role", "status");
+  choice.addEventListener("change", async () => {
+    try {
+      const { label } = await setLabel(model, answer.dataset.image, choice.value, false);
+      status.textContent = ` Labelled as ${readable(label)}.`;
+    } catch (refusal) {
+      status.textContent = ` ${refusal.reason || refusal.message}`;
+    }
+  });
+  answer.parentElement.append(element("br", ""), choice, status);
+}
+
+show().catch((refusal) => { byId("page").textContent = refusal.reason || refusal.message; });
