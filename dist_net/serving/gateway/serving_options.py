@@ -63,6 +63,8 @@ class ServingOptions:
     collect: bool = False
     inbox: Path | None = None
     sort_into: Path | None = None
+    notify: str | None = None
+    notify_classes: str | None = None
 
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
@@ -83,6 +85,8 @@ class ServingOptions:
             raise SettingError(f"--sort-into {self.sort_into} without --inbox; expected both")
         if self.collect and not self.teach:
             raise SettingError("--collect without --teach; expected both, to label what is kept")
+        if self.notify_classes is not None and self.notify is None:
+            raise SettingError(f"--notify-classes {self.notify_classes} without --notify")
         if workers == 0 and not self.listen_workers:
             raise SettingError(
                 "--workers=0 without --listen-workers leaves no worker to serve requests; start "
@@ -120,7 +124,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answers = "classify each image that arrives in a folder; the answers are in its answers.jsonl"
     links = "link each image of the inbox in a folder of its class, or of unknown ones"
     add_options(
-        parser, ("--inbox", Path, "FOLDER", answers), ("--sort-into", Path, "FOLDER", links)
+        parser,
+        ("--inbox", Path, "FOLDER", answers),
+        ("--sort-into", Path, "FOLDER", links),
+        ("--notify", str, "URL", "post the answer to each image to this URL, as JSON"),
+        ("--notify-classes", str, "A,B", "only answers of these classes, or unknown"),
     )
     add_trust_argument(parser)
     _add_workers(parser.add_argument_group("workers"))

@@ -36,6 +36,7 @@ from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
 from dist_net.serving.gateway.collector import Collector
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.inbox import Inbox
+from dist_net.serving.gateway.notifier import Notifier
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
@@ -149,6 +150,9 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         processes.add_teachers(places.logs, specs)
         ledger = ClientLedger(options.queue_bytes, options.quota)
         gateway = Gateway(pool, places.workers, processes, clock, ledger)
+        if options.notify is not None:
+            notifier = Notifier(options.notify, options.notify_classes)
+            gateway.observers.append(opened.enter_context(notifier).answered)
         with _naming("--http"):
             collections = {name: run.collection for name, run in taught.items()}
             if options.collect:
