@@ -102,6 +102,34 @@ def test_what_is_no_label_is_refused_and_nothing_is_kept(
     assert (status, again["label"], again["replaces"]) == (200, None, label["number"])
 
 
+def test_a_hostile_teacher_is_bounded_and_harms_no_honest_one(
+    serve: Start, run: Path, photos: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    names = {"mallory": "teacher", "ann": "teacher", "bob": "client", "olga": "operator"}
+    tokens.write_text("".join(f"{role} {name * 8} name={name}\n" for name, role in names.items()))
+    pool = serve(str(run), "--teach", "--workers", "1", "--token-file", str(tokens))
+    of = {name: {"Authorization": f"Bearer {name * 8}"} for name in names}
+    image = (photos / "circle" / "000.jpg").read_bytes()
+    status, label = pool.post(named(label="circle"), image, **of["mallory"])
+    assert status == 200
+    refused = 0
+    while refused < 8:
+        status, answer = pool.post(named(label="circle"), b"", **of["mallory"])
+        assert status in (400, 429), answer  # a request without an image counts as well
+        if status == 429:
+            refused += 1
+            assert answer["retry_after_s"] > 0
+            honest = (photos / "circle" / f"00{refused}.jpg").read_bytes()
+            assert pool.post(named(label="square"), honest, **of["ann"])[0] == 200
+            assert pool.post("/v1/classify", honest, **of["bob"])[0] == 200
+    _, withdrawn = pool._request("DELETE", named(teacher="mallory"), headers=of["olga"])
+    assert withdrawn == [label["number"]]
+    _, listed = pool._request("GET", named(), headers=of["olga"])
+    current = {each["teacher"] for each in listed if each["withdrawn_by"] is None}
+    assert current == {"ann"}
+
+
 def test_an_answer_is_corrected_by_one_key_and_undone_on_a_phone(
     browser: Any, serve: Start, run: Path, photos: Path
 ) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -15,15 +16,19 @@ from starlette.routing import Route
 
 from dist_net.data.collection import Collection
 from dist_net.data.image_split import MIN_NEW_IMAGES
-from dist_net.errors import BadRequestError, ModelNotServedError
+from dist_net.errors import BadRequestError, ModelNotServedError, QuotaExceededError
 from dist_net.nets.run_directory import REPORT, UNREADABLE
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.json_tensors import json_object
 from dist_net.serving.http.replies import HttpReply, Json, result_reply
+from dist_net.serving.http.settings import TEACHER
 from dist_net.serving.pool.requests import InferenceRequest, Status
+from dist_net.wire.event_rates import EventRates
 
 T = TypeVar("T")
+LABELS_PER_MINUTE, LABELS_AT_ONCE = 120, 120
+"""Of a teacher's token: a person labels 40 images per minute. Operators have no limit."""
 _SHOWN = 100
 _QUEUED = 50
 _REPORT_JSON = str(Path(REPORT).with_suffix(".json"))
@@ -41,6 +46,7 @@ class Labels:
     gateway: Gateway
     memory: RequestMemory
     collections: Mapping[str, Path]
+    rates: EventRates = field(default_factory=EventRates)
 
     def routes(self) -> list[Route]:
         path = "/v1/models/{model}/labels"
@@ -62,6 +68,7 @@ class Labels:
         exchange = HttpExchange(self.memory, request)
         model = description_of(self.gateway, request.path_params["model"])
         self._directory(model.name)
+        self._count(request)
         body = await exchange.body()
         given: Mapping[str, Any] = request.query_params
         if exchange.headers.get(b"content-type", b"").startswith(b"application/json"):
@@ -111,6 +118,7 @@ class Labels:
             raise BadRequestError(
                 f"number {number!r:.80}, teacher {teacher!r:.80}: expected one of the two"
             )
+        self._count(request)
         numbers = [] if number is None else [int(number[:18])]
         name = request.path_params["model"]
         return Json(await self._with(name, lambda each: each.withdraw(numbers, teacher)))
@@ -140,6 +148,19 @@ class Labels:
             report = json.loads(self._directory(model).with_name(_REPORT_JSON).read_bytes())
             return frozenset(each["digest"] for each in report["mistakes"] + report["doubtful"])
         return frozenset()
+
+    def _count(self, request: Request) -> None:
+        """Count a label or a withdrawal; raise QuotaExceededError beyond a teacher's rate."""
+        credential = request.scope["state"]["credential"]
+        if credential.role != TEACHER:
+            return
+        now, rate = time.monotonic(), LABELS_PER_MINUTE / 60
+        if wait_s := self.rates.wait_s(credential.name, rate, LABELS_AT_ONCE, now):
+            raise QuotaExceededError(
+                f"{credential.name} exceeds {LABELS_PER_MINUTE} labels per minute, of which "
+                f"{LABELS_AT_ONCE} at once; set fewer",
+                wait_s,
+            )
 
     async def _with(self, model: str, work: Callable[[Collection], T]) -> T:
         """Return the result of ``work`` in a thread, since it waits for the disk."""

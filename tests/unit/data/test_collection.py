@@ -108,6 +108,48 @@ def test_no_acknowledged_label_is_lost_or_doubled_by_a_kill(tmp_path: Path) -> N
         assert {*images} <= {each.name for each in collection.images.iterdir()}
 
 
+FILLED = """
+import hashlib, resource, sys
+from pathlib import Path
+from dist_net.data.collection import Collection
+from dist_net.errors import CollectionError
+
+def fill(collection, first):
+    for number in range(first, first + 200):
+        content = number.to_bytes(4, "big") * 100
+        try:
+            collection.set_label(content, "cat", "ann", ["cat"])
+        except CollectionError as error:
+            print(error, file=sys.stderr)
+            return
+        print(hashlib.sha256(content).hexdigest(), flush=True)
+
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+with Collection(Path(sys.argv[1])) as collection:
+    for limit in (100, 100_000):  # no image fits; the log is full after some labels
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        fill(collection, limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    print("room", flush=True)
+    fill(collection, 0)
+"""
+
+
+def test_a_full_disk_refuses_labels_loses_none_and_labels_work_again(tmp_path: Path) -> None:
+    path = tmp_path / "collection"
+    Collection(path).close()
+    program = [sys.executable, "-c", FILLED, path]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.count("free the disk")) == (0, 2), done.stderr
+    before, after = (each.split() for each in done.stdout.split("room"))
+    assert 0 < len(before) < len(after) == 200
+    with Collection(path) as collection:
+        assert [each.image for each in collection.labels()] == before + after
+        stored = {each.name for each in collection.images.iterdir()}
+        assert {*before, *after} <= stored
+        assert len(stored) <= len(before + after) + 1  # that of the label that did not fit may stay
+
+
 def test_two_teachers_at_once_lose_nothing(tmp_path: Path) -> None:
     program = [sys.executable, "-c", KILLED.replace("1000", "50"), tmp_path / "collection"]
     both = [subprocess.Popen([*program, name], stdout=subprocess.DEVNULL) for name in "ab"]
