@@ -3,6 +3,8 @@
 import hashlib
 import json
 import signal
+import subprocess
+import sys
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,24 @@ def test_a_hostile_teacher_is_bounded_and_harms_no_honest_one(
     _, listed = pool._request("GET", named(), headers=of["olga"])
     current = {each["teacher"] for each in listed if each["withdrawn_by"] is None}
     assert current == {"ann"}
+
+
+def test_the_example_of_a_camera_corrects_an_answer(
+    serve: Start, run: Path, photos: Path, tmp_path: Path
+) -> None:
+    inbox = tmp_path / "incoming"
+    inbox.mkdir()
+    pool = serve(str(run), "--teach", "--workers", "1", "--inbox", str(inbox))
+    script = Path(__file__).parents[2] / "examples" / "camera" / "camera.py"
+    frame = photos / "circle" / "000.jpg"
+    command = [sys.executable, script, inbox, pool.address, frame, "square"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, labelled, after = done.stdout.splitlines()
+    assert labelled == "labelled: square"
+    assert before.startswith("before: circle")
+    assert after.startswith("after: ")
+    assert after.removeprefix("after") != before.removeprefix("before")
 
 
 def test_an_answer_is_corrected_by_one_key_and_undone_on_a_phone(
