@@ -55,6 +55,7 @@ class FakeService:
     is_silent: bool = False
     is_ready: bool = True
     max_batch_size: int = 8
+    drift: list[Any] = field(default_factory=list)
     requests: list[InferenceRequest] = field(default_factory=list)
     futures: list[Future[Result]] = field(default_factory=list)
     done_to_models: list[str] = field(default_factory=list)

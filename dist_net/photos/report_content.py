@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 
 from dist_net.images.labels import Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
-from dist_net.photos.photo_statistics import JudgedImages, calibration_error, wilson_interval
+from dist_net.photos.photo_statistics import (
+    JudgedImages,
+    calibration_error,
+    effective_count,
+    independent_share,
+    wilson_interval,
+)
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.evaluation import confusion_of
 
 MAX_MISTAKES = 24
+PROMISE_ERRORS = 3.0
 MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
 """A label is doubtful if out of fold another class leads it by more than this probability."""
@@ -74,9 +81,28 @@ def report_content(
             "right_of_answered": measured[-1]["right_of_answered"],
             "curve": answered_curve(main, probabilities),
         },
+        "promise": promise(judged, calibration),
         "left_out": [asdict(each) for each in left_out],
         "mistakes": mistakes(main, probabilities, class_names),
         "doubtful": [] if folds is None else doubtful(judged, calibration, class_names),
+    }
+
+
+def promise(judged: JudgedImages, calibration: Calibration) -> dict[str, float]:
+    """Return upper bounds of the means of new images: the share of unknown ones, and the doubt.
+
+    They are ``PROMISE_ERRORS`` standard errors above the means of the judged images.
+    """
+    best = judged.probabilities(calibration).max(1).astype(np.float64)
+    count = independent_share(judged.folds) * effective_count(judged.groups)
+    unknown, doubt = (
+        min(1.0, float(each.mean() + PROMISE_ERRORS * each.std() / np.sqrt(count)) + 1 / count)
+        for each in (best < calibration.threshold, 1 - best)
+    )
+    return {
+        "unknown_at_most": unknown,
+        "doubt_at_most": doubt,
+        "threshold": calibration.threshold,
     }
 
 

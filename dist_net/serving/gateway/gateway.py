@@ -19,6 +19,7 @@ from typing import Any
 from dist_net.ground.clock import Clock
 from dist_net.processes.launcher import RunningChild
 from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.drift import DriftMonitor
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
@@ -63,6 +64,7 @@ class Gateway:
     ended: Counter[str] = field(default_factory=Counter)  # processes that ended, by host
     observers: list[Callable[[InferenceRequest, Result], None]] = field(default_factory=list)
     """Called with each image that was answered, and must not block."""
+    drift: list[DriftMonitor] = field(default_factory=list)  # those among the observers
     lag: Histogram = field(default_factory=Histogram)  # of timers, which other work delayed
     _has_turn: bool = False
     _turn_s: float = 0.0

@@ -34,6 +34,7 @@ from dist_net.processes.own_directory import LOGS, open_logs, temporary_director
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.serving.gateway.client_ledger import ANSWER_COPIES, ClientLedger
 from dist_net.serving.gateway.collector import Collector
+from dist_net.serving.gateway.drift import DriftMonitor
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.inbox import Inbox
 from dist_net.serving.gateway.notifier import Notifier
@@ -150,13 +151,9 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         processes.add_teachers(places.logs, specs)
         ledger = ClientLedger(options.queue_bytes, options.quota)
         gateway = Gateway(pool, places.workers, processes, clock, ledger)
-        if options.notify is not None:
-            notifier = Notifier(options.notify, options.notify_classes)
-            gateway.observers.append(opened.enter_context(notifier).answered)
+        collections = {name: run.collection for name, run in taught.items()}
+        _add_observers(options, gateway, _image_runs(sources), collections, opened)
         with _naming("--http"):
-            collections = {name: run.collection for name, run in taught.items()}
-            if options.collect:
-                gateway.observers.append(opened.enter_context(closing(Collector(collections))))
             http = _http(options, gateway, ledger, collections)
         _print_joining(options, places)
         try:
@@ -175,17 +172,39 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
     return stop.exit_code if is_drained else 1
 
 
+def _add_observers(
+    options: ServingOptions,
+    gateway: Gateway,
+    runs: Mapping[str, RunDirectory],
+    collections: Mapping[str, Path],
+    opened: ExitStack,
+) -> None:
+    """Add what learns of each answer to an image; it lasts as long as ``opened``."""
+    gateway.drift += [DriftMonitor(n, run.report.with_suffix(".json")) for n, run in runs.items()]
+    gateway.observers += gateway.drift
+    if options.notify is not None:
+        notifier = opened.enter_context(Notifier(options.notify, options.notify_classes))
+        gateway.observers.append(notifier.answered)
+        for each in gateway.drift:
+            each.notify = notifier.post
+    if options.collect:
+        gateway.observers.append(opened.enter_context(closing(Collector(collections))))
+
+
 def _taught(sources: Sequence[tuple[NamedSource, ModelSource]]) -> dict[str, RunDirectory]:
     """Return the runs on folders of images; raise SettingError without one."""
-    paths = {named.name: each.path for named, each in sources if isinstance(each, RunFiles)}
-    runs = {name: RunDirectory(path) for name, path in paths.items()}
-    taught = {name: run for name, run in runs.items() if run.folder.exists()}
-    if not taught:
+    if not (taught := _image_runs(sources)):
         raise SettingError(
             f"--teach with {', '.join(named.text for named, _ in sources)}: expected a run on a "
             f"folder of images, which learns from labels"
         )
     return taught
+
+
+def _image_runs(sources: Sequence[tuple[NamedSource, ModelSource]]) -> dict[str, RunDirectory]:
+    paths = {named.name: each.path for named, each in sources if isinstance(each, RunFiles)}
+    runs = {name: RunDirectory(path) for name, path in paths.items()}
+    return {name: run for name, run in runs.items() if run.folder.exists()}
 
 
 async def _reload_taught(gateway: Gateway, runs: Mapping[str, RunDirectory]) -> None:

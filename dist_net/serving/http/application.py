@@ -164,6 +164,7 @@ def pool_route(gateway: Gateway, taught: Container[str] = (), *, collects: bool 
         served = gateway.models().get(name)
         if served is None or served.description is None:
             return {"labels": ()}
+        drift = [known for each in gateway.drift if (known := each.facts())]
         model = served.description
         return {
             "labels": model.labels[:_SHOWN_LABELS],
@@ -172,6 +173,7 @@ def pool_route(gateway: Gateway, taught: Container[str] = (), *, collects: bool 
             "unknown_below": model.unknown_below,
             "samples": len(served.samples),
             "is_taught": name in taught,
+            "drift": next((each for each in drift if each["model"] == name), None),
             "is_collected": collects and name in taught,
         }
 

@@ -69,6 +69,17 @@ def pool_metrics(gateway: Gateway, refusals: Refusals, ledger: ClientLedger) -> 
     ):
         yield counter_family(name, text, label, sorted(counts.items()))
     yield from _client_metrics(ledger)
+    drift = [known for each in gateway.drift if (known := each.facts())]
+    for name, text, key in (
+        (
+            "drift_alarm",
+            "1 if the images are unlike those that the model was judged on",
+            "is_alarm",
+        ),
+        ("unknown_share", "of the last 200 images", "unknown"),
+        ("mean_probability", "of the answers to the last 200 images", "probability"),
+    ):
+        yield gauge_family(name, text, "model", [(each["model"], each[key]) for each in drift])
     lag = gateway.lag
     yield _histogram("loop_lag_seconds", "lateness of the gateway's timer", "", [((), lag)])
 

@@ -3,7 +3,7 @@
 import { element as newElement, fromTemplate, write } from "./elements.js";
 import { SECONDS, rates, recentBatches } from "./history.js";
 import { area, band, line, linear, logarithmic, plot } from "./plots.js";
-import { count, milliseconds, perSecond } from "./words.js";
+import { count, milliseconds, perSecond, percent } from "./words.js";
 
 const COUNTS = ["admitted", "answered", "refused", "expired", "failed", "cancelled"];
 const SEPARATE_SIZES = 12;
@@ -25,11 +25,19 @@ export function drawModel(element, samples) {
   const version = model.version === null ? "" : `version ${model.version}`;
   write(element.querySelector(".version"), version);
   write(element.querySelector(".condition"), model.is_ready ? "ready" : "not ready");
-  write(element.querySelector(".reason"), model.reason);
+  write(element.querySelector(".reason"), model.reason || changed(model.drift));
   drawRate(element, samples);
   drawLatency(element, samples);
   drawBatches(element, samples);
   drawCounts(element, model);
+}
+
+function changed(drift) {
+  if (!drift?.is_alarm) return "";
+  return `The images have changed: of the last ${drift.images}, ${percent(drift.unknown)} are ` +
+    `unknown (promised: at most ${percent(drift.unknown_at_most)}), and the answers have a ` +
+    `probability of ${percent(drift.probability)} (promised: at least ` +
+    `${percent(drift.probability_at_least)}). Label some of them.`;
 }
 
 function drawRate(element, samples) {
