@@ -2,7 +2,8 @@
 
 The heads of the folds train on nested parts of their images, with the penalty of all images. The
 share of wrong answers is extrapolated by a power law of the images (Hestness et al. 2017, arXiv
-1712.00409), a line in the logarithms of both.
+1712.00409), a line in the logarithms of both. All classes have the exponent of all images: those
+of single classes predict worse.
 """
 
 import math
@@ -19,11 +20,10 @@ PARTS = 0.25, 0.5, 1.0
 MIN_GROUPS_KEPT = 2  # of each class, in every part
 MIN_RANGE = 2.0  # of the images of the largest part to the smallest, to show a trend
 STEEPEST = 0.5  # exponent: steeper trends of few images are mostly chance
-PRIOR_IMAGES = 4  # the weight of the errors of all classes in the trend of one
 HARDLY = 0.01  # a class has enough images if twice as many add less to its share of right answers
 MAX_NAMED = 3
 
-Curve = dict[str, Any]
+Curve = Mapping[str, Any]
 """``points``, the last one extrapolated to twice as many images; the ``gain`` by a number of more
 images; ``is_enough``: whether twice as many would hardly help."""
 
@@ -41,9 +41,15 @@ def learning_curve(
     parts = nested_parts(judged, fold_of)
     logits = [*(logits_without(~part) for part in parts[:-1]), judged.logits]
     is_right = [each.argmax(1) == judged.targets for each in logits]
+    count = len(fold_of)
+    images = [part.sum() / part.shape[1] for part in parts]
+    if images[-1] < MIN_RANGE * images[0]:
+        return None
+    wrong = [count - each.sum() + 0.5 for each in is_right]
+    exponent = np.clip(-np.polyfit(np.log(images), np.log(wrong), 1)[0], 0, STEEPEST)
     more = int(float(f"{median(np.bincount(judged.targets)):.0e}"))  # of one digit
 
-    def curve(of: NDArray[np.bool_], whole: Curve | None = None) -> Curve:
+    def curve(of: NDArray[np.bool_]) -> Curve:
         points = [
             {
                 "images": part[of].sum() / part.shape[1],
@@ -52,47 +58,30 @@ def learning_curve(
             }
             for part, right in zip(parts, is_right, strict=True)
         ]
-        return extrapolated(points, int(of.sum()), more, whole)
+        return extrapolated(points, int(of.sum()), more, exponent)
 
-    whole = curve(np.full(len(fold_of), True))
-    if whole["exponent"] is None:
-        return None
-    classes = [
-        {"name": name} | curve(judged.targets == label, whole) for label, name in enumerate(names)
-    ]
+    whole = curve(np.full(count, True))
+    classes = [{"name": name, **curve(judged.targets == at)} for at, name in enumerate(names)]
     return {"whole": whole, "classes": classes, "advice": advice(whole, classes, more)}
 
 
-def extrapolated(
-    measured: Sequence[Mapping[str, Any]], count: int, more: int, whole: Curve | None
-) -> Curve:
+def extrapolated(measured: Sequence[Curve], count: int, more: int, exponent: float) -> Curve:
     """Return the curve of ``measured`` points, of ``count`` images.
 
-    The interval extends from no gain to that of the steepest law. A class is drawn towards the
-    ``whole``, and never has no errors: the next image may be wrong. ``exponent``: None if unknown.
+    The interval extends from no gain to that of the steepest law. Half an image is counted as wrong
+    beside the others: if every answer is right, the next may be wrong.
     """
-    images, right = np.array([(each["images"], each["right"]) for each in measured]).T
-    wrong, total, exponent = count * (1 - right) + 0.5, count + 1, None
-    if whole is not None:
-        prior = [1 - each["right"] for each in whole["points"][: len(measured)]]
-        wrong, total = wrong + PRIOR_IMAGES * np.array(prior), total + PRIOR_IMAGES
-        exponent = whole["exponent"]
-    if images[-1] >= MIN_RANGE * images[0]:
-        slope = np.polyfit(np.log(images), np.log(wrong), 1)[0]
-        exponent = float(np.clip(-slope, 0, STEEPEST))
+    *_, last = measured
+    error = (count * (1 - last["right"]) + 0.5) / (count + 1)
     gain, twice = (
-        wrong[-1] / total * (1 - (images[-1] / each) ** (exponent or 0))
+        float(error * (1 - (last["images"] / each) ** exponent))
         for each in (count + more, 2 * count)
     )
-    low, high = measured[-1]["interval"]
-    high = 1 - (1 - high) * (images[-1] / (2 * count)) ** STEEPEST
-    last = {
-        "images": 2 * count,
-        "right": min(right[-1] + twice, high),
-        "interval": Interval(low, high),
-    }
-    found = {"points": [*measured, last], "exponent": exponent, "gain": float(gain)}
-    return found | {"is_enough": bool(twice < HARDLY)}
+    low, high = last["interval"]
+    high = float(1 - (1 - high) * (last["images"] / (2 * count)) ** STEEPEST)
+    right = min(last["right"] + twice, high)
+    points = [*measured, {"images": 2 * count, "right": right, "interval": Interval(low, high)}]
+    return {"points": points, "gain": gain, "is_enough": twice < HARDLY}
 
 
 def advice(whole: Curve, classes: Sequence[Curve], more: int) -> str:
