@@ -171,11 +171,11 @@ class Collection(AbstractContextManager["Collection"]):
                 self._require_room(len(content))
                 with replacing(path) as partial:
                     partial.write_bytes(content)
-            for each in sent:
-                each.unlink(missing_ok=True)
             sql = "INSERT INTO labels (at, teacher, image, label, replaces) VALUES (?, ?, ?, ?, ?)"
             number = log.execute(sql, row).lastrowid
             assert number is not None
+        for each in sent:
+            each.unlink(missing_ok=True)
         return Label(number, *row, None)
 
     def withdraw(self, numbers: Iterable[int] = (), teacher: str | None = None) -> list[int]:
@@ -222,16 +222,16 @@ class Collection(AbstractContextManager["Collection"]):
 
     def queued(self) -> list[dict[str, Any]]:
         """Return the images to label next, which the teacher orders; none before it did."""
+        labels = self.current_labels()
         try:
             images = json.loads(self.queue.read_bytes())
+            return [each for each in images if str(each["image"]) not in labels]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CollectionError(
                 f"{self.queue}: {error}; expected the file of a teacher: remove it"
             ) from error
-        labels = self.current_labels()
-        return [each for each in images if each["image"] not in labels]
 
     def knows(self, image: str) -> bool:
         """Return whether an image has a label, is stored, or is queued."""

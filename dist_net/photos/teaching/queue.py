@@ -38,6 +38,8 @@ MAX_SEEN = 2000
 AT_ONCE = 8
 RANDOM_EVERY = 10
 TOP = 5
+MAX_ALIKE = 20
+"""Nearly equal images that one label may be for."""
 
 
 class Candidate(NamedTuple):
@@ -116,15 +118,16 @@ class Queue:
                 paths[digest].unlink(missing_ok=True)
         if found:
             samples = ArraySamples(np.stack([*found.values()]))
-            thumbnails, _ = thumbnails_and_digests(samples)
+            small, _ = thumbnails_and_digests(samples)
             pictures = map(_picture, found.values())
-            seen = map(SeenImage, extractor.features_of(samples), thumbnails, pictures)
+            seen = map(SeenImage, extractor.features_of(samples), small, pictures)
             self._seen |= zip(found, seen, strict=True)
-        is_changed = before.keys() != self._seen.keys()
-        if is_changed:
-            pairs = image_copies(np.stack([each.thumbnail for each in self._seen.values()]))
-            self._groups = groups_of([""] * len(self._seen), pairs).tolist()
-        return is_changed
+        if before.keys() == self._seen.keys():
+            return False
+        thumbnails = [each.thumbnail for each in self._seen.values()]
+        pairs = image_copies(np.stack(thumbnails)) if thumbnails else ()
+        self._groups = groups_of([""] * len(thumbnails), pairs).tolist()
+        return True
 
     def write(self, trained: TrainedImages, options: ImageOptions) -> None:
         """Replace the file: the first ``MAX_QUEUED`` images without a label of the log."""
@@ -141,7 +144,7 @@ class Queue:
             seen = self._seen.get(each.image)
             is_shown = seen is None and options.images
             picture = seen.picture if seen else is_shown and _picture(_pixels(trained, each.row))
-            others = [other for other in alike[each.group] if other != each.image]
+            others = [other for other in alike[each.group] if other != each.image][:MAX_ALIKE]
             entry = {"image": each.image, "label": each.label, "others": others}
             shown = {"predictions": [*map(asdict, best)], "is_random": is_drawn}
             queued.append(entry | shown | {"picture": picture or ""})

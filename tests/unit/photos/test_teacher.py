@@ -9,7 +9,7 @@ import pytest
 import dist_net
 from dist_net.data.collection import Collection
 from dist_net.data.image_folder import file_digest
-from dist_net.errors import SettingError
+from dist_net.errors import CollectionError, SettingError
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
@@ -76,6 +76,35 @@ def test_labels_that_leave_one_class_are_logged_and_the_model_stays(
         assert teacher.learn()
         teacher.report()
         assert '"circle"' in run.report.with_suffix(".json").read_text()
+
+
+def test_the_queue_grows_by_what_clients_send_and_ends_with_its_last_image(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    sent = sorted(draw_shapes(tmp_path / "sent", 2, seed=5).rglob("*.jpg"))
+    with Collection(run.collection) as collection:
+        teacher = Teacher(run, collection)
+        teacher.learn()
+        teacher.order(is_new=True)
+        folder = {each["image"] for each in collection.queued()}
+        collection.unlabelled.mkdir(exist_ok=True)
+        for image in sent:
+            (collection.unlabelled / f"{file_digest(image)}-500").write_bytes(image.read_bytes())
+        (collection.unlabelled / f"{'0' * 64}-1").write_bytes(b"no image")
+        teacher.order(is_new=False)
+        assert {each["image"] for each in collection.queued()} - folder == {
+            file_digest(image) for image in sent
+        }
+        for image in sent:
+            collection.set_label(file_digest(image), "circle", "eve", CLASSES)
+            assert teacher.learn()
+            teacher.order(is_new=True)
+        assert not {each["image"] for each in collection.queued()} & {*map(file_digest, sent)}
+        assert not [*collection.unlabelled.iterdir()]
+        collection.queue.write_text('[{"image": 5}, 7]')
+        with pytest.raises(CollectionError, match=naming("queue.json", "remove it")):
+            collection.queued()
+        collection.withdraw(teacher="eve")
 
 
 def test_a_tuned_net_is_refused(run: RunDirectory, tmp_path: Path) -> None:
