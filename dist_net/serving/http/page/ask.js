@@ -136,7 +136,7 @@ async function ask() {
   const found = await classify(model.name, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
-  offerTeaching(model, [image], found);
+  offerTeaching(model, image, found);
   showRequest(found.model, image);
 }
 

@@ -26,10 +26,7 @@ export async function showNext(model) {
     return;
   }
   showQueued(`data:image/jpeg;base64,${first.picture}`, first);
-  byId("alike").hidden = !first.others.length;
-  byId("alike-count").textContent = count(first.others.length);
-  const images = [first.image, ...(byId("with-alike").checked ? first.others : [])];
-  await offerTeaching(model, images, first, (labelled) => {
+  await offerTeaching(model, first.image, first, (labelled) => {
     for (const each of labelled) done.add(each);
     showNext(model).catch((refusal) => { byId("queue-left").textContent = refusal.message; });
   });

@@ -2,27 +2,32 @@
 
 import { byId, element } from "./elements.js";
 import { classNames, labels, setLabel, withdrawLabel } from "./gateway.js";
-import { label as readable } from "./words.js";
+import { count, label as readable } from "./words.js";
 
 const [form, name, isNew, status] = ["teach", "class-name", "is-new", "taught"].map(byId);
 const SHOWN = 8;
-let asked = null;  // the model, the images that a label is for, and what follows it
+let asked = null;  // the model, the image that a label is for, those like it, and what follows
 
 export function startTeaching() {
   form.addEventListener("submit", (event) => { event.preventDefault(); teach(name.value); });
   byId("of-none").addEventListener("click", () => teach(null));
   document.addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
-    const isTyping = target.matches("input, select, textarea") && target.type !== "file";
+    const isTyping = target.matches("input, select, textarea") &&
+      !["file", "checkbox"].includes(target.type);
     if (form.hidden || isTyping || ctrlKey || metaKey || altKey) return;
     byId("classes").querySelector(`[data-key="${CSS.escape(key)}"]`)?.click();
   });
 }
 
 /** Offers to label the image of an answer; without a taught model, nothing. */
-export async function offerTeaching(model, images, { predictions }, labelled = () => {}) {
+export async function offerTeaching(model, image, answer, labelled = () => {}) {
+  const { predictions, others = [] } = answer;
   form.hidden = !model?.is_taught;
   if (form.hidden) return;
-  asked = { model: model.name, images, labelled };
+  asked = { model: model.name, image, others, labelled };
+  status.replaceChildren();
+  byId("alike").hidden = !others.length;
+  byId("alike-count").textContent = count(others.length);
   byId("report").href = `report/${encodeURIComponent(model.name)}`;
   byId("classes").replaceChildren(...predictions.map(({ label }, i) => {
     const button = element("button", `${i + 1} ${readable(label)}`);
@@ -38,15 +43,16 @@ export async function offerTeaching(model, images, { predictions }, labelled = (
 
 async function teach(label) {
   try {
-    const { model, images, labelled } = asked;
+    const { model, image, others, labelled } = asked;
+    const images = [image, ...(byId("with-alike").checked ? others : [])];
     const [{ label: set, missing }] = await Promise.all(images.map((each) =>
       setLabel(model, each, label, isNew.checked)));
+    labelled(images);
     status.textContent = `Labelled as ${set === null ? "none of these" : readable(set)}. ` +
       (missing ? `A new class takes part with ${missing} more of its images.`
         : "The next version has learned it.");
     name.value = "";
     isNew.checked = false;
-    labelled(images);
     await listLabels();
   } catch (refusal) {
     status.textContent = refusal.reason || refusal.message;
