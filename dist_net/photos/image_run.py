@@ -418,8 +418,8 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
 
     The model's weights, recipe and calibration are one file. The images are from test/, or from
     the validation split: evenly spread, at most ``HELD_OUT_BYTES``, and none without
-    ``options.images``. A head is also trained on the
-    validation split: without test/, its answers out of fold are written too.
+    ``options.images``. A head is also trained on the validation split: without test/, its answers
+    out of fold are written too.
     """
     calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
     of_model = recipe.class_names, recipe.base.fitting, recipe.to_json(), asdict(calibration)

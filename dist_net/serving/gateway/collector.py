@@ -70,7 +70,7 @@ class KeptImages:
         self._bytes_of: dict[str, int] | None = None  # by digest; None until they are listed
 
     def store(self, content: bytes, margin: int) -> None:
-        """Write an image that is neither there nor labelled."""
+        """Write an image unless it is stored already."""
         digest = hashlib.sha256(content).hexdigest()
         if self._bytes_of is None:
             self._unlabelled.mkdir(parents=True, exist_ok=True)

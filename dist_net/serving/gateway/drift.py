@@ -7,18 +7,16 @@ image (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532) finds a change whenever 
 promise holds, it reaches ``LIMIT`` once in ``LIMIT`` images on average, or less often.
 """
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.run_directory import UNREADABLE
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.serving.pool.requests import InferenceRequest, Result
 
 logger = logging.getLogger(__name__)
@@ -58,10 +56,10 @@ class Bets:
 
 
 class DriftMonitor:
-    """Compares the answers of one model with the promise in its run's ``report``, a JSON file."""
+    """Compares the answers of one model with the promise in the report of its run."""
 
-    def __init__(self, name: str, report: Path) -> None:
-        self._name, self._report = name, report
+    def __init__(self, name: str, run: RunDirectory) -> None:
+        self._name, self._run = name, run
         self._written_ns = 0
         self._bets: Bets | None = None
         self._recent: deque[tuple[bool, float]] = deque(maxlen=RECENT)
@@ -106,13 +104,13 @@ class DriftMonitor:
     def _read(self) -> None:
         """Begin again with another report; without a promise in it, nothing is compared."""
         try:
-            written_ns = self._report.stat().st_mtime_ns
+            written_ns = self._run.report.with_suffix(".json").stat().st_mtime_ns
             if written_ns == self._written_ns:
                 return
             self._written_ns = written_ns
-            told = json.loads(self._report.read_bytes())["promise"]
+            told = self._run.read_report()["promise"]
             promise = AnswerPromise(*(float(told[name]) for name in AnswerPromise._fields))
-        except (*UNREADABLE, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             self._bets = None
             return
         self._bets, self.is_alarm = Bets(promise), False

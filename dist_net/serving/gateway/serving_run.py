@@ -180,7 +180,7 @@ def _add_observers(
     opened: ExitStack,
 ) -> None:
     """Add what learns of each answer to an image; it lasts as long as ``opened``."""
-    gateway.drift += [DriftMonitor(n, run.report.with_suffix(".json")) for n, run in runs.items()]
+    gateway.drift += [DriftMonitor(name, run) for name, run in runs.items()]
     gateway.observers += gateway.drift
     if options.notify is not None:
         notifier = opened.enter_context(Notifier(options.notify, options.notify_classes))

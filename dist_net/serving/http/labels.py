@@ -1,10 +1,8 @@
 """Labels of a served classifier's images: set, list and withdraw; the teacher learns from them."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +15,7 @@ from starlette.routing import Route
 from dist_net.data.collection import Collection
 from dist_net.data.image_split import MIN_NEW_IMAGES
 from dist_net.errors import BadRequestError, ModelNotServedError, QuotaExceededError
-from dist_net.nets.run_directory import REPORT, UNREADABLE
+from dist_net.nets.run_directory import REPORT, RunDirectory
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.json_tensors import json_object
@@ -31,7 +29,6 @@ LABELS_PER_MINUTE, LABELS_AT_ONCE = 120, 120
 """Of a teacher's token: a person labels 40 images per minute. Operators have no limit."""
 _SHOWN = 100
 _QUEUED = 50
-_REPORT_JSON = str(Path(REPORT).with_suffix(".json"))
 _REPORT_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "x-content-type-options": "nosniff",
@@ -144,10 +141,9 @@ class Labels:
 
     def _reported(self, model: str) -> frozenset[str]:
         """Return the digests of the images that the report shows."""
-        with suppress(*UNREADABLE, KeyError):
-            report = json.loads(self._directory(model).with_name(_REPORT_JSON).read_bytes())
-            return frozenset(each["digest"] for each in report["mistakes"] + report["doubtful"])
-        return frozenset()
+        report = RunDirectory(self._directory(model).parent).read_report()
+        shown = (*report.get("mistakes", ()), *report.get("doubtful", ()))
+        return frozenset(each["digest"] for each in shown if "digest" in each)
 
     def _count(self, request: Request) -> None:
         """Count a label or a withdrawal; raise QuotaExceededError beyond a teacher's rate."""

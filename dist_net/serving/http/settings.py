@@ -154,6 +154,7 @@ class HttpSettings:
     waits longest for its client. A client that has ended its side of a connection is answered
     within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
     requests wait while another is being answered. ``access_log``: log every request.
+    ``collects``: images are kept, which the page states.
     """
 
     address: str = "127.0.0.1:8000"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net.images.labels import Calibration
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import promise
 from dist_net.serving.gateway.drift import LIMIT, AnswerPromise, Bets, DriftMonitor
@@ -65,7 +66,7 @@ def test_a_monitor_begins_again_with_another_report(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = tmp_path / "report.json"
-    monitor, events = DriftMonitor("signs", report), []
+    monitor, events = DriftMonitor("signs", RunDirectory(tmp_path)), []
     monitor.notify = events.append
     image = InferenceRequest("signs", b"", is_image=True)
     sure, unsure = (
