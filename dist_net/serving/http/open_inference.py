@@ -112,7 +112,7 @@ class OutputForm(NamedTuple):
 
 class ResponseForm(NamedTuple):
     outputs: tuple[OutputForm, ...]
-    request_id: str = ""
+    request_id: str | None = None
 
 
 def read_request(
@@ -320,8 +320,8 @@ def _sizes(shape: Any) -> tuple[int, ...] | None:
 def _form(
     request: dict[str, Any], parameters: dict[str, Any], model: ModelDescription
 ) -> ResponseForm:
-    request_id = request.get("id", "")
-    if not isinstance(request_id, str):
+    request_id = request.get("id")
+    if not isinstance(request_id, str | None):
         raise BadRequestError(f'"id" is {shown(request_id)}; expected a string')
     names = [each.name for each in model.outputs]
     found = request.get("outputs")
@@ -440,7 +440,7 @@ def encode_response(
         raws.append(raw)
     version = str(results[0].version)
     response = {"model_name": model.name, "model_version": version, "outputs": outputs}
-    response |= {"id": form.request_id} if form.request_id else {}
+    response |= {} if form.request_id is None else {"id": form.request_id}
     text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
     is_raw = any(each.is_binary for each in form.outputs)
     return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)

@@ -109,11 +109,12 @@ def error_of(response: httpx.Response) -> str:
 # Inference
 
 
-def test_a_model_is_asked(ask: Ask, service: FakeService) -> None:
-    response = ask("POST", "/v2/models/digits/infer", json=INFER | {"id": "a"})
+@pytest.mark.parametrize("given", ["a", ""])
+def test_a_model_is_asked(given: str, ask: Ask, service: FakeService) -> None:
+    response = ask("POST", "/v2/models/digits/infer", json=INFER | {"id": given})
     assert response.status_code == 200
     answer = response.json()
-    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("digits", "3", "a")
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("digits", "3", given)
     (request,) = service.requests
     data = np.array(answer["outputs"][0]["data"], "f4")
     assert np.array_equal(data, probabilities(request)[0])

@@ -281,7 +281,7 @@ def test_images_cannot_be_in_the_json() -> None:
         asked(a_body(inputs=[BYTES_INPUT | {"data": ["a", "b"]}])[0], None, ANIMALS)
 
 
-def form(request_id: str = "", **options: Any) -> ResponseForm:
+def form(request_id: str | None = None, **options: Any) -> ResponseForm:
     return ResponseForm((OutputForm("probabilities", **options),), request_id)
 
 
