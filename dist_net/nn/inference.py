@@ -87,19 +87,25 @@ class Inference:
         tenth of the time of compiling a small net, and a third for Darknet-53. Only one of the
         sessions computes at a time, so they may belong to different threads, and any of these
         threads may call this method. Close each session. Returns None if all sessions that share
-        the plans are closed. Raise ``ShapeError`` for arrays of another model.
+        the plans are closed. Raise ``ShapeError`` for arrays of another model. One plan is bound
+        here, each other one by ``bind`` or when it is used.
         """
         if not self._plans.join():
             return None
         other = copy(self)
         other._prepared, other._bound, other._is_closed = prepared, {}, False
         try:
-            for batch_size in [*self._plans.compiled]:
+            for batch_size in [*self._plans.compiled][-1:]:
                 other._bind(batch_size)
         except BaseException:
             other.close()
             raise
         return other
+
+    def bind(self) -> None:
+        """Bind all plans ahead of calls. Another thread may compute meanwhile."""
+        for batch_size in [*self._plans.compiled]:
+            self._bind(batch_size)
 
     def close(self) -> None:
         """Stop the threads, unless another session shares them."""
@@ -235,19 +241,22 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
     Filters have the layout of this machine's BLAS; another machine uses them more slowly.
     """
-    graph = _specialised(model, least_batch_size(model), ThreadPool(1, fastest_gemm()))
+    graph = _preparation(model, fastest_gemm())
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     return dict(zip(graph.prepared, arrays, strict=True))
 
 
-@lru_cache(maxsize=4)
 def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
     """Return the name and shape of every array that ``prepare`` returns for this model.
 
     ``gemm``: the matrix product of the machine that prepared them; ``fastest_gemm()`` for this one.
     """
-    graph = _specialised(model, least_batch_size(model), ThreadPool(1, gemm))
-    return {name: node.shape for name, node in graph.prepared.items()}
+    return {name: node.shape for name, node in _preparation(model, gemm).prepared.items()}
+
+
+@lru_cache(maxsize=4)
+def _preparation(model: Model, gemm: Gemm) -> Specialised:
+    return _specialised(model, least_batch_size(model), ThreadPool(1, gemm))
 
 
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
@@ -297,6 +306,7 @@ def _marked(model: Model, batch_size: int) -> list[Expression]:
     return mark_per_batch(*graphs, dict(model.layout.shapes))
 
 
+@lru_cache(maxsize=4)
 def _graph(model: Model, batch_size: int) -> list[Expression]:
     return [model.network(model.input(batch_size), Scope())]
 

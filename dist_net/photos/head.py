@@ -5,6 +5,8 @@ thread: equal features produce bitwise equal heads. The head of all images and, 
 head that is judged on the images of that fold are trained together, by products of matrices.
 """
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from copy import copy
 from typing import NamedTuple, Self
 
@@ -22,6 +24,8 @@ HeadValues = NDArray[np.float32]
 FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
 """L2 penalties of the summed loss, 1 / C in scikit-learn."""
+INTERRUPTION: ContextVar[Callable[[], None]] = ContextVar("interruption", default=lambda: None)
+"""Called between the steps of a training; it raises an exception if none is wanted any more."""
 MAX_STEPS = 1000
 CONVERGED = 0.02
 """The largest norm of a head's gradient, as a share of the norm of its penalty's gradient."""
@@ -29,6 +33,10 @@ MAX_TRIALS = 12
 SMALLEST_CURVATURE = 1e-3
 FLAT = 0.2
 """The largest derivative at the end of a step, as a share of that at its beginning."""
+
+
+def require_wanted() -> None:
+    INTERRUPTION.get()()
 
 
 class HeadWeights(NamedTuple):
@@ -44,13 +52,18 @@ class HeadWeights(NamedTuple):
 class HeadProblem:
     """M heads at once, on principal components of centred and scaled features.
 
-    Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
-    the last component is the constant 1: its weights are the biases, without a penalty.
-    In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
+    Weights are (classes, M, components + 1), logits and errors (classes, M, N): a head for each
+    fold and, last, the head of all rows; the last component is the constant 1: its weights are the
+    biases, without a penalty. In these coordinates the Hessian is almost diagonal, and its diagonal
+    preconditions the steps.
     """
 
     def __init__(
-        self, features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
+        self,
+        features: FeatureRows,
+        labels: ClassIndices,
+        classes: int,
+        folds: ClassIndices | None = None,
     ) -> None:
         self._mean = features.mean(0, dtype=np.float64)
         centred = features - self._mean
@@ -66,31 +79,31 @@ class HeadProblem:
         self._basis = vectors
         rows = np.column_stack([centred @ vectors, np.ones(len(features))])
         self._rows = rows.astype(np.float32)
-        self._is_penalized = np.append(np.ones(len(variances)), 0)[:, None, None]
-        self._folds = folds
-        self._count = int(folds.max()) + 1
-        self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
-        self._is_trained[np.arange(len(features)), folds] = 0
-        self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
+        self._is_penalized = np.append(np.ones(len(variances)), 0)
+        self._folds = np.full(len(labels), -1) if folds is None else folds
+        self._count = int(self._folds.max()) + 1
+        is_out = self._folds == np.arange(self._count + 1)[:, None]
+        self._is_trained = (~is_out).astype(np.float32)
+        self._wanted = np.eye(classes, dtype=np.float32)[:, labels][:, None]
 
     def without_class(self, label: int) -> Self:
         """Return the problem of the other classes; out of fold, the class has the last head."""
         other = copy(self)
-        is_out = self._wanted[:, 0, label] > 0
+        is_out = self._wanted[label, 0] > 0
         other._folds = np.where(is_out, self._count, self._folds)
-        other._is_trained = self._is_trained * ~is_out[:, None, None]
-        other._wanted = np.delete(self._wanted, label, 2)
+        other._is_trained = self._is_trained * ~is_out
+        other._wanted = np.delete(self._wanted, label, 0)
         return other
 
     def without_rows(self, is_left_out: NDArray[np.bool_]) -> Self:
         """Return the problem in which the heads of the folds train without rows, (N, folds)."""
         other = copy(self)
         other._is_trained = self._is_trained.copy()
-        other._is_trained[:, :-1][is_left_out] = 0
+        other._is_trained[:-1][is_left_out.T] = 0
         return other
 
     def zeros(self) -> FeatureRows:
-        return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
+        return np.zeros((len(self._wanted), self._count + 1, self._rows.shape[1]), np.float32)
 
     def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
         """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
@@ -99,27 +112,28 @@ class HeadProblem:
         is then within a share of ``CONVERGED``² of the minimum.
         """
         penalties = (penalty * self._is_penalized).astype(np.float32)
-        logits = _product(self._rows, weights)
+        logits = _product(weights, self._rows.T)
         errors = self._errors(logits)
-        gradient = _product(self._rows.T, errors) + penalties * weights
+        gradient = _product(errors, self._rows) + penalties * weights
         # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
-        of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
+        of_losses = _product(np.abs(errors) - np.square(errors), np.square(self._rows))
         inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
         descent = direction = -inverse * gradient
         step = np.ones(weights.shape[1], np.float32)
         taken = 0
         while taken < MAX_STEPS:
+            require_wanted()
             largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
             is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
             if not is_open.any():
                 break
             direction = direction * is_open[:, None]
-            change = _product(self._rows, direction)
+            change = _product(direction, self._rows.T)
             slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
             bend = _dot(penalties * direction, direction)
             step, errors = self._line_search(step, logits, change, slopes, bend)
             weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
-            before, gradient = gradient, _product(self._rows.T, errors) + penalties * weights
+            before, gradient = gradient, _product(errors, self._rows) + penalties * weights
             length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
             descent = -inverse * gradient
             kept = np.maximum(_dot(gradient - before, descent) / length, 0)
@@ -154,27 +168,27 @@ class HeadProblem:
 
     def _errors(self, logits: FeatureRows) -> FeatureRows:
         """Return the derivatives of the losses by the logits; 0 for rows that are out of fold."""
-        errors: FeatureRows = logits - logits.max(2, keepdims=True)
+        errors: FeatureRows = logits - logits.max(0)
         np.exp(errors, out=errors)
-        errors /= errors.sum(2, keepdims=True)
+        errors /= errors.sum(0)
         errors -= self._wanted
         errors *= self._is_trained
         return errors
 
     def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
         """Return the logits, (N, classes), of each row by the head of its fold."""
-        logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
+        logits = np.empty((len(self._rows), len(self._wanted)), np.float32)
         for fold in range(self._count + 1):
             is_out = self._folds == fold
-            logits[is_out] = self._rows[is_out] @ weights[:, fold]
+            logits[is_out] = self._rows[is_out] @ weights[:, fold].T
         return logits
 
     def heads(self, weights: FeatureRows) -> list[HeadWeights]:
         """Return the heads for the original, unscaled features; the head of all rows is last."""
         found = []
         for model in range(self._count + 1):
-            kernel = self._basis @ weights[:-1, model] / self._scale
-            shift = weights[-1, model] - self._mean @ kernel
+            kernel = self._basis @ weights[:, model, :-1].T / self._scale
+            shift = weights[:, model, -1] - self._mean @ kernel
             found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
         return found
 
@@ -201,7 +215,7 @@ class TrainedHeads(NamedTuple):
         """
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_class(label)
-            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
+            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 0))
             return problem.out_of_fold(weights)[: len(self.logits)]
 
     def without_rows(self, is_left_out: NDArray[np.bool_]) -> FeatureRows:
@@ -272,12 +286,25 @@ def train_heads(
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
 
 
+def train_head(
+    features: FeatureRows, labels: ClassIndices, classes: int, penalty: float
+) -> HeadWeights:
+    """Train a head on (N, F) features, as ``train_heads`` trains the head of all rows."""
+    with threadpool_limits(1, "blas"):
+        problem = HeadProblem(features, labels, classes)
+        weights = problem.zeros()
+        for each in PENALTIES[: PENALTIES.index(penalty) + 1]:
+            weights, _ = problem.solve(each, weights)
+        (head,) = problem.heads(weights)
+        return head
+
+
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
-    products: HeadValues = np.einsum("kmc,kmc->m", one, other)
+    products: HeadValues = np.einsum("cmk,cmk->m", one, other)
     return products
 
 
-def _product(rows: FeatureRows, columns: FeatureRows) -> FeatureRows:
-    """Return the product of a matrix and (K, M, classes) as (N, M, classes)."""
-    flat = rows @ columns.reshape(len(columns), -1, copy=False)
-    return flat.reshape(-1, *columns.shape[1:], copy=False)
+def _product(of_heads: FeatureRows, matrix: FeatureRows) -> FeatureRows:
+    """Return the product of (classes, M, K) and a matrix (K, N) as (classes, M, N)."""
+    flat = of_heads.reshape(-1, len(matrix), copy=False) @ matrix
+    return flat.reshape(*of_heads.shape[:2], -1, copy=False)

@@ -48,6 +48,7 @@ from dist_net.photos.fine_tuning import (
     set_distance,
     usual_epochs,
 )
+from dist_net.photos.head import require_wanted
 from dist_net.photos.head_training import SIMILAR, HeadTraining, judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
@@ -110,6 +111,8 @@ class ImageRun:
     host: RunHost
     options: ImageOptions
     _compared: ComparedImages | None = None
+    _found: FoundBase | None = None
+    extractor: FeatureExtractor | None = None
 
     def __post_init__(self) -> None:
         self.directory, self.console = self.host.directory, self.host.display.console
@@ -121,7 +124,7 @@ class ImageRun:
         """
         began_s = time.monotonic()
         try:
-            found = self._find_base()
+            found = self._found = self._found or self._find_base()
             cache, images, groups, digests = self._read(found)
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self.directory.folder.exists():
@@ -134,10 +137,12 @@ class ImageRun:
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
-        cores, engine = available_cores(), self.options.engine
-        self.extractor = FeatureExtractor(found, views, cores, cache, engine)
+        if self.extractor is None:
+            cores, engine = available_cores(), self.options.engine
+            self.extractor = FeatureExtractor(found, views, cores, cache, engine)
         with CountProgress(self.console, "computing features", "features computed") as shown:
             features = self.extractor.compute(images.samples(), digests, shown)
+        require_wanted()
         head = HeadTraining.from_images(images, features, digests, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
@@ -248,7 +253,9 @@ class ImageRun:
             options.cache_bytes,
         )
         images = self._prepare(cache)
+        require_wanted()
         groups, digests = self._group(cache, images)
+        require_wanted()
         hexadecimal = tuple(each.hex() for each in digests)
         cache = replace(cache, folder=images.folder, digests=hexadecimal)
         if before is not None:
@@ -421,11 +428,7 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
     ``options.images``. A head is also trained on the validation split: without test/, its answers
     out of fold are written too.
     """
-    calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
-    of_model = recipe.class_names, recipe.base.fitting, recipe.to_json(), asdict(calibration)
-    record = RecipeRecord({}, *of_model).to_json()
-    shapes = recipe.model.layout.shapes
-    model = Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
+    calibration = trained.judged.calibrate(options.precision)
     images, about = _held_out(trained, calibration, HELD_OUT_BYTES * options.images)
     with ExitStack() as replaced:
         json_file = directory.replacing(directory.held_out.with_suffix(".json"))
@@ -434,7 +437,17 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
             images_file = replaced.enter_context(directory.replacing(directory.held_out))
             with images_file.open("wb") as opened:
                 np.save(opened, images)
-        write_checkpoint(directory.best, model)
+        write_weights(directory, options, trained)
+
+
+def write_weights(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
+    """Replace a run's model alone."""
+    calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
+    of_model = recipe.class_names, recipe.base.fitting, recipe.to_json(), asdict(calibration)
+    record = RecipeRecord({}, *of_model).to_json()
+    shapes = recipe.model.layout.shapes
+    model = Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
+    write_checkpoint(directory.best, model)
 
 
 def _held_out(

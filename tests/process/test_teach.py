@@ -237,6 +237,7 @@ def test_images_that_clients_sent_are_labelled_by_one_key_each_and_the_report_in
         return bool(page.locator("[data-image] ~ select").count())
 
     eventually(has_mistakes)
+    expect(page.locator("#describes")).to_contain_text("The figures describe the model of")
     shown = page.locator("[data-image]").first.get_attribute("data-image")
     page.locator(f"[data-image='{shown}'] ~ select").first.select_option("square")
     expect(page.get_by_text("Labelled as square.")).to_be_visible()

@@ -1,9 +1,11 @@
 """Labels of a served classifier's images: set, list and withdraw; the teacher learns from them."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -134,10 +136,11 @@ class Labels:
         """Return the page of the newest figures, which its teacher writes after each model."""
         page = self._directory(request.path_params["model"]).with_name(REPORT)
         try:
-            content = await asyncio.to_thread(page.read_bytes)
+            content, written_s = await asyncio.to_thread(_read, page)
         except OSError as error:
             raise ModelNotServedError(f"no report yet: {error.strerror}; try again") from error
-        return Response(content, media_type="text/html", headers=_REPORT_HEADERS)
+        headers = _REPORT_HEADERS | {"last-modified": formatdate(written_s, usegmt=True)}
+        return Response(content, media_type="text/html", headers=headers)
 
     def _reported(self, model: str) -> frozenset[str]:
         """Return the digests of the images that the report shows."""
@@ -175,3 +178,8 @@ class Labels:
                 f"dist-net serve --teach"
             )
         return self.collections[model]
+
+
+def _read(page: Path) -> tuple[bytes, float]:
+    with page.open("rb") as file:
+        return file.read(), os.fstat(file.fileno()).st_mtime

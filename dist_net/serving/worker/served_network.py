@@ -129,6 +129,7 @@ class ServedNetwork:
         except BaseException:
             other.close()
             raise
+        other._decoders.submit(session.bind)  # it may answer before
         return other
 
     @property

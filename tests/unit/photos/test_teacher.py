@@ -30,6 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return RunDirectory(root / "run")
 
 
+def learned(teacher: Teacher) -> None:
+    teacher.learn()
+    teacher.complete()
+
+
 def head_of(run: RunDirectory) -> bytes:
     return read_checkpoint(run.best).evaluated_weights.tobytes()
 
@@ -43,7 +48,7 @@ def test_orders_corrections_and_restarts_leave_no_trace(run: RunDirectory, seed:
         collection.withdraw(teacher="ann")
         for image, label in wanted.items():
             collection.set_label(image, label, "ann", CLASSES)
-        Teacher(run, collection).learn()
+        learned(Teacher(run, collection))
         expected = head_of(run)
 
         collection.withdraw(teacher="ann")
@@ -57,9 +62,37 @@ def test_orders_corrections_and_restarts_leave_no_trace(run: RunDirectory, seed:
             if draw.random() < 0.3:
                 teacher.learn()
             if draw.random() < 0.2:
+                teacher.complete()
+            if draw.random() < 0.2:
                 teacher = Teacher(run, collection)
-        teacher.learn()
+        learned(teacher)
         assert head_of(run) == expected
+
+
+def test_a_label_is_followed_at_once_and_ends_the_training_of_the_folds(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    first, second, *_ = sorted(Path(_options(run).folder).rglob("*.jpg"))
+    (new, *_) = draw_shapes(tmp_path / "sent", 1, seed=6).rglob("*.jpg")
+    with Collection(run.collection) as collection, Collection(run.collection) as page:
+        teacher = Teacher(run, collection)
+        learned(teacher)
+        heads = [head_of(run)]
+        for image in (file_digest(first), new.read_bytes()):
+            page.set_label(image, "square", "joe", CLASSES)
+            assert teacher.learn()
+            heads.append(head_of(run))
+        assert len({*heads}) == 3
+
+        page.set_label(file_digest(second), "triangle", "joe", CLASSES)
+        assert not teacher.complete()
+        assert head_of(run) == heads[-1]
+        learned(teacher)
+        teacher.report()
+        complete = head_of(run)
+        learned(Teacher(run, collection))
+        assert head_of(run) == complete
+        page.withdraw(teacher="joe")
 
 
 def test_labels_that_leave_one_class_are_logged_and_the_model_stays(
@@ -97,7 +130,7 @@ def test_the_queue_grows_by_what_clients_send_and_ends_with_its_last_image(
         }
         for image in sent:
             collection.set_label(file_digest(image), "circle", "eve", CLASSES)
-            assert teacher.learn()
+            learned(teacher)
             teacher.order(is_new=True)
         assert not {each["image"] for each in collection.queued()} & {*map(file_digest, sent)}
         assert not [*collection.unlabelled.iterdir()]

@@ -81,9 +81,10 @@ export function setLabel(model, image, label, isNew) {
 /** The images whose labels would teach a model most. Throws a Problem. */
 export const queue = (model) => send(`v1/models/${encodeURIComponent(model)}/queue`, {});
 
-/** The report of a model, as the text of a page. Throws a Problem. */
+/** The report of a model, as the text of a page, and when it was written. Throws a Problem. */
 export const report = (model) =>
-  send(`v1/models/${encodeURIComponent(model)}/report`, {}, (response) => response.text());
+  send(`v1/models/${encodeURIComponent(model)}/report`, {}, async (response) =>
+    [await response.text(), new Date(response.headers.get("Last-Modified"))]);
 
 /** The latest labels, the newest first. Throws a Problem. */
 export const labels = (model) => send(labelsPath(model, {}), {});

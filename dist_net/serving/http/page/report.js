@@ -1,13 +1,15 @@
 // The report of a model that is taught, with its wrong and doubtful labels to be corrected.
 
 import { byId, element } from "./elements.js";
-import { classNames, report, setLabel } from "./gateway.js";
-import { label as readable } from "./words.js";
+import { classNames, labels, report, setLabel } from "./gateway.js";
+import { count, label as readable } from "./words.js";
 
 const model = new URLSearchParams(location.search).get("model") ?? "";
 
 async function show() {
-  const [text, names] = await Promise.all([report(model), classNames(model).catch(() => [])]);
+  const [[text, written], names, latest] = await Promise.all([
+    report(model), classNames(model).catch(() => []), labels(model).catch(() => []),
+  ]);
   // This page's policy permits no inline style: a sheet and properties of elements take its place.
   const [, style = ""] = text.match(/<style>([^]*?)<\/style>/) ?? [];
   const sheet = new CSSStyleSheet();
@@ -16,6 +18,9 @@ async function show() {
   const rest = text.replace(style, "").replaceAll(' style="--share: ', ' data-share="');
   const page = new DOMParser().parseFromString(rest, "text/html");
   document.title = page.title;
+  const newer = latest.filter(({ at }) => 1000 * at > written).length;
+  byId("describes").textContent = `The figures describe the model of ${written.toLocaleString()}` +
+    (newer ? `, which lacks ${count(newer)} newer labels. Load this page again in a moment.` : ".");
   byId("page").replaceChildren(...page.body.childNodes);
   for (const each of document.querySelectorAll("[data-share]")) {
     each.style.setProperty("--share", each.dataset.share);
