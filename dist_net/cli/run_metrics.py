@@ -1,28 +1,18 @@
-"""Serve a run's last report as Prometheus metrics, over HTTP from a thread of this process.
+"""The last report of a run as Prometheus metrics.
 
 Counters continue after a restart of the server, from its checkpoint. The label of a worker is its
 name; a report limits the number of workers.
 """
 
-import asyncio
-import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 from prometheus_client.core import HistogramMetricFamily, Metric
-from starlette.applications import Starlette
+from starlette.routing import Route
 
-from dist_net.serving.gateway.client_ledger import ClientLedger
-from dist_net.serving.http.exchange import Guard
 from dist_net.serving.http.pool_metrics import counter_family, gauge_family, metrics_route
-from dist_net.serving.http.replies import Refusals
-from dist_net.serving.http.server import HttpServer
-from dist_net.serving.http.settings import HttpSettings
-
-logger = logging.getLogger(__name__)
 
 COUNTERS = {
     "samples": ("samples", "samples applied, in all epochs"),
@@ -114,25 +104,15 @@ def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
         yield gauge_family(f"worker_{name}", text, "worker", values)
 
 
-class RunMetricsServer:
-    """Serves ``/metrics`` from its creation on: a context manager. Raise as ``HttpServer``."""
+class PublishedReport:
+    """The last report of a run, from which Prometheus collects metrics."""
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(self) -> None:
         self._published: tuple[dict[str, Any], float] | None = None
-        routes = Starlette(routes=[metrics_route(self._collect)])
-        ledger = ClientLedger(settings.queue_bytes)
-        application = Guard(routes, settings, frozenset(), Refusals(), ledger)
-        self._server = HttpServer(application)
-        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
-        self.url = f"{self._server.url}/metrics"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
-        self._thread.join()
+    @property
+    def route(self) -> Route:
+        return metrics_route(self._collect)
 
     def publish(self, report: dict[str, Any]) -> None:
         self._published = report, time.monotonic()
@@ -141,9 +121,3 @@ class RunMetricsServer:
         if self._published is not None:
             report, published_s = self._published
             yield from run_metrics(report, time.monotonic() - published_s)
-
-    def _serve(self) -> None:
-        try:
-            asyncio.run(self._server.serve())
-        except Exception:
-            logger.exception("metrics_ended")  # the run continues without them

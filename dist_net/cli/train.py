@@ -2,8 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import partial
@@ -15,9 +14,10 @@ from rich.console import Console
 from dist_net.cli.hosted_run import train_to_the_end
 from dist_net.cli.parser import add_json_argument
 from dist_net.cli.run_summary import DEFAULT_WORKERS
+from dist_net.cli.served_run import add_metrics_arguments, served_metrics
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
-from dist_net.errors import AddressError, InsecureAddressError, RunDirectoryError, SettingError
+from dist_net.errors import AddressError, RunDirectoryError, SettingError
 from dist_net.export.onnxruntime_engine import ENGINES
 from dist_net.ground.command_line import (
     AUTO,
@@ -25,7 +25,6 @@ from dist_net.ground.command_line import (
     add_options,
     add_trust_argument,
     count_from,
-    importing,
     joining_command,
     number_or_auto,
 )
@@ -46,7 +45,6 @@ from dist_net.processes.cluster_options import (
 from dist_net.processes.equipment import BITS
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
-from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.training.run.local_run import (
     KILLED_RUN_ENDS_S,
     START_TIMEOUT_S,
@@ -142,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_opening_arguments(parser)
     add_trust_argument(parser)
     add_json_argument(parser)
-    _add_metrics_arguments(parser)
+    add_metrics_arguments(parser)
     add_image_arguments(parser)
 
 
@@ -215,15 +213,6 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help=text)
-
-
-def _add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
-    token = "the operator's token that Prometheus must send; required beyond this host"
-    add_options(
-        parser,
-        ("--metrics", str, "HOST:PORT", "serve Prometheus metrics at HOST:PORT/metrics"),
-        ("--metrics-token-file", Path, "FILE", token),
-    )
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -379,32 +368,6 @@ def train_images(
 
     host = RunHost(directory, local, TrainingProgress(plain_console(), publish=publish))
     return train_to_the_end(partial(train_and_report, options), host, arguments)
-
-
-@contextmanager
-def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
-    """Serve metrics during the context, if requested; yield the function that publishes a report.
-
-    Raise ``BadInputError`` for an invalid address or token, and ``MissingExtraError``.
-    """
-    address, file = arguments.metrics, arguments.metrics_token_file
-    if address is None:
-        if file is not None:
-            raise SettingError(f"--metrics-token-file={file}: expected --metrics HOST:PORT too")
-        yield None
-        return
-    try:
-        settings = HttpSettings(address=address, tokens=TokenFile(file) if file else None)
-    except InsecureAddressError as error:
-        raise InsecureAddressError(
-            f"metrics on {address} are readable from other hosts; expected a token "
-            f"(--metrics-token-file), or 127.0.0.1"
-        ) from error
-    with importing("web", "--metrics"):
-        from dist_net.cli.run_metrics import RunMetricsServer
-    with RunMetricsServer(settings) as server:
-        console.print(f"metrics: {server.url}")
-        yield server.publish
 
 
 def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:

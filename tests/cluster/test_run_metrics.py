@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.cli.train import served_metrics
+from dist_net.cli.served_run import served_metrics
 from dist_net.errors import AddressError, InsecureAddressError, SettingError
 from dist_net.processes.terminal import plain_console
 from naming import naming

@@ -82,6 +82,7 @@ NEEDS_AN_EXTRA = {
     "compiling": "numba",
     "onnx": "onnx",
     "run_metrics": "starlette prometheus_client",
+    "run_http": "starlette",
     "http": "starlette uvicorn httptools prometheus_client python_multipart orjson",
 }
 CAN_DO_WITHOUT = {
