@@ -14,6 +14,11 @@ from open_inference.suite import CHECKS, FAIL, MUST, NOT_OFFERED, PASS, Outcome,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    door = None
+    if options.grpc:
+        from open_inference.grpc_checks import GrpcDoor  # it registers its checks
+
+        door = GrpcDoor(options.grpc, token=options.token, timeout_s=options.timeout)
     server = Server(
         options.url,
         options.model,
@@ -21,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_s=options.timeout,
         shapes=dict(options.shape),
         extensions=tuple(options.extension),
+        grpc=door,
     )
     checks = [each for each in CHECKS if not options.must or each.level == MUST]
     outcomes = list(run_checks(server, checks))
@@ -35,6 +41,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("scripts/conformance", description=__doc__)
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     parser.add_argument("--model", required=True, metavar="NAME", help="one that is ready")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="also check the server over gRPC")
     parser.add_argument("--token", default="", help="sent as Authorization: Bearer TOKEN")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome to FILE")
     parser.add_argument("--must", action="store_true", help="leave out the checks of conventions")
