@@ -88,10 +88,8 @@ def test_three_workers_leave_frozen_layers_as_they_were(consistency: Any) -> Non
         network(), dataset, (6,), input_dtype=np.float32, epochs=6, optimizer=AdamW(), batch_size=24
     )
     layout = recipe.model.layout
-    with dist_net.LocalCluster(recipe, workers=3, consistency=consistency) as cluster:
-        before = {
-            name: each.copy() for name, each in layout.views(cluster.snapshot().weights).items()
-        }
+    before = layout.views(recipe.initial_weights(0))
+    with dist_net.LocalCluster(recipe, workers=3, consistency=consistency, seed=0) as cluster:
         cluster.wait()
         require_frozen(before, layout.views(cluster.snapshot().weights))
 
