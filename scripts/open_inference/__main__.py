@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extensions=tuple(options.extension),
         grpc=door,
     )
-    checks = [each for each in CHECKS if not options.must or each.level == MUST]
+    checks = [
+        each
+        for each in CHECKS
+        if (each.level == MUST or not options.must)
+        and (options.grpc or not each.family.startswith("gRPC"))
+    ]
     outcomes = list(run_checks(server, checks))
     print(table(outcomes))
     if options.json:

@@ -40,6 +40,7 @@ class ServingOptions:
     pool: PoolSettings
     queue_mib: int
     http: str
+    grpc: str
     listen_workers: str
     keys: Path | None
     training_keys: Path | None
@@ -182,6 +183,8 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     text = "address of the HTTP server (default: %(default)s)"
     option("--http", default="127.0.0.1:8000", metavar="HOST:PORT", help=text)
+    text = "also serve over gRPC, with HTTP's tokens, certificate and limits (the extra grpc)"
+    option("--grpc", default="", metavar="HOST:PORT", help=text)
     text = "listen for workers on other hosts, and print the command to run there"
     option("--listen-workers", default="", metavar="ADDRESS", help=text)
     add_invitation_arguments(group)

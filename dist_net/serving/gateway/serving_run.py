@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +55,7 @@ from dist_net.wire.security import (
 from dist_net.wire.transport import ServerSocket
 
 if TYPE_CHECKING:
+    from dist_net.serving.grpc.grpc_server import GrpcServer
     from dist_net.serving.http.server import HttpServer
 
 logger = logging.getLogger("dist_net.serving.gateway.serving_run")
@@ -155,13 +157,15 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         _add_observers(options, gateway, _image_runs(sources), collections, opened)
         with _naming("--http"):
             http = _http(options, gateway, ledger, collections)
+        with _naming("--grpc"):
+            grpc = _grpc(options, gateway, http) if options.grpc else None
         _print_joining(options, places)
         try:
             tasks = [asyncio.create_task(_reload_taught(gateway, taught))]
             if options.inbox is not None:
                 inbox = Inbox(gateway, options.inbox, options.sort_into)
                 tasks.append(asyncio.create_task(inbox.watch()))
-            is_drained = await _run(options, gateway, http, processes, stop)
+            is_drained = await _run(options, gateway, (http, grpc), processes, stop)
             for task in tasks:
                 task.cancel()
         except ModelLoadError as error:
@@ -261,7 +265,7 @@ def _print_joining(options: ServingOptions, places: PoolPlaces) -> None:
 async def _run(
     options: ServingOptions,
     gateway: Gateway,
-    http: "HttpServer",
+    doors: tuple["HttpServer", "GrpcServer | None"],
     processes: PoolProcesses,
     stop: StopSignals,
 ) -> bool:
@@ -270,7 +274,9 @@ async def _run(
     Raise ModelLoadError if a model cannot become ready.
     """
     gateway.start(asyncio.get_running_loop())
+    http, grpc = doors
     serving = asyncio.create_task(http.serve())
+    calls = [asyncio.create_task(grpc.serve())] if grpc else []
     try:
         supervising = processes.start(gateway.child_ended, gateway.pool.is_member, gateway.prepared)
         while not (gateway.is_ready or stop.requested.is_set()):
@@ -288,16 +294,23 @@ async def _run(
             names = ", ".join(f"{each.name} (version {each.version})" for each in newest)
             text = printable(f"serving {names}; the page is {http.url}/")
             print(text, file=sys.stderr, flush=True)
-            print(f"{READY} http={http.url}", flush=True)
-        await stop.requested_or(serving, supervising)
+            also = f" grpc={grpc.address}" if grpc else ""
+            print(f"{READY} http={http.url}{also}", flush=True)
+        await stop.requested_or(serving, supervising, *calls)
         logger.info("draining")
+        if grpc:
+            calls.append(asyncio.create_task(grpc.stop(options.grace)))
         await http.announce_stop(stop.is_urgent)
         return await gateway.drain(options.grace, stop.is_urgent)
     finally:
         gateway.give_up("the gateway is being stopped")
         stop.requested.set()
         http.stop()
-        await serving
+        if grpc:
+            await grpc.stop(0.0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(serving, *calls, return_exceptions=bool(calls))
         await asyncio.sleep(0)  # for the last answers to clients
         gateway.retire_workers()
         gateway.close()
@@ -363,6 +376,13 @@ def _http(
         collects=options.collect,
     )
     return HttpServer(application(gateway, settings, ledger=ledger, collections=collections))
+
+
+def _grpc(options: ServingOptions, gateway: Gateway, http: "HttpServer") -> "GrpcServer":
+    with importing("grpc", "dist-net serve --grpc"):
+        from dist_net.serving.grpc.grpc_server import GrpcServer
+    settings = replace(http.settings, address=options.grpc)
+    return GrpcServer(gateway, settings, http.refusals, http.ledger)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,53 @@ class RequestMemory:
         return True
 
 
-class HttpExchange:
+class RequestExchange:
+    """One request that is open, in the pool's ``queue`` and with a ``loop_share`` of the loop."""
+
+    def __init__(
+        self, opened: OpenRequest, queue: str, loop_share: LoopShare, *, is_private: bool
+    ) -> None:
+        self._opened, self._queue = opened, queue
+        self._loop_share, self._is_private = loop_share, is_private
+        self._futures: list[asyncio.Future[Result]] = []
+
+    async def in_slices(self, work: Generator[None, None, Value]) -> Value:
+        """Return the result of ``work``, which yields about once in a millisecond.
+
+        A thread would not help: a parser holds the interpreter's lock all the time.
+        """
+        return await self._opened.ledger.turns.in_slices(self._loop_share, work)
+
+    async def infer(
+        self, gateway: Gateway, model: ModelDescription, requests: Sequence[InferenceRequest]
+    ) -> list[Result]:
+        """Return the result of each request, once the body has been received.
+
+        The requests are cancelled if the client disconnects or this task is cancelled. Raise
+        PoolUnavailableError without room for their answers.
+        """
+        self._opened.require_answer(sum(model.answer_bytes(each.rows) for each in requests))
+        for request in requests:
+            request.client = self._queue
+            request.is_private |= self._is_private
+        more_follow = bool(self._opened.share.loop.waiting)
+        self._futures = [gateway.infer(request, more_follow) for request in requests]
+        try:
+            results = [await future for future in self._futures]
+            self._opened.answered(sum(len(each.payload) for each in results))
+            return results
+        except asyncio.CancelledError:
+            cancelled = Result(Status.CANCELLED, reason="the request was cancelled")
+            return [cancelled] * len(requests)
+        finally:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for future in self._futures:
+            future.cancel()
+
+
+class HttpExchange(RequestExchange):
     """One request; ``Guard`` has opened it."""
 
     def __init__(self, memory: RequestMemory, request: Request) -> None:
@@ -213,10 +259,12 @@ class HttpExchange:
         self._memory = memory
         self._receive = request.receive
         self._connection: HttpConnection | None = request.scope["state"].get("connection")
-        self._opened: OpenRequest = request.scope["state"]["opened"]
+        opened: OpenRequest = request.scope["state"]["opened"]
         # Each connection without a token has its own turns in the pool.
         own = memory.settings.tokens is None and request.scope.get("client")
-        self._queue = "{}:{}".format(*own) if own else self._opened.share.client
+        queue = "{}:{}".format(*own) if own else opened.share.client
+        turns = self._connection.turns if self._connection else LoopShare(opened.share.loop)
+        super().__init__(opened, queue, turns, is_private=self.headers.get(_PRIVATE) == b"1")
 
     def size_header(self, name: bytes) -> int | None:
         """Return the number of bytes in a header, or None without it. Raise BadRequestError."""
@@ -267,53 +315,26 @@ class HttpExchange:
         finally:
             self._memory.arriving.pop(self, None)
 
-    async def in_slices(self, work: Generator[None, None, Value]) -> Value:
-        """Return the result of ``work``, which yields about once in a millisecond.
-
-        A thread would not help: a parser holds the interpreter's lock all the time.
-        """
-        connection = self._connection
-        share = LoopShare(self._opened.share.loop) if connection is None else connection.turns
-        return await self._opened.ledger.turns.in_slices(share, work)
-
     async def infer(
         self, gateway: Gateway, model: ModelDescription, requests: Sequence[InferenceRequest]
     ) -> list[Result]:
-        """Return the result of each request, once the body has been received.
-
-        The requests are cancelled if the client disconnects or this task is cancelled. Raise
-        PoolUnavailableError without room for their answers.
-        """
-        self._opened.require_answer(sum(model.answer_bytes(each.rows) for each in requests))
-        for request in requests:
-            request.client = self._queue
-            request.is_private |= self.headers.get(_PRIVATE) == b"1"
-        more_follow = bool(self._opened.share.loop.waiting)
-        futures = [gateway.infer(request, more_follow) for request in requests]
         watch: list[asyncio.Task[None]] = []
 
         async def cancel_if_disconnected() -> None:
             while (await self._receive())["type"] != "http.disconnect":
                 pass
-            for future in futures:
-                future.cancel()
+            self._cancel()
 
         loop = asyncio.get_running_loop()
         timer = loop.call_later(
             _WATCH_AFTER_S, lambda: watch.append(loop.create_task(cancel_if_disconnected()))
         )
         try:
-            results = [await future for future in futures]
-            self._opened.answered(sum(len(each.payload) for each in results))
-            return results
-        except asyncio.CancelledError:
-            return [Result(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
+            return await super().infer(gateway, model, requests)
         finally:
             timer.cancel()
             for task in watch:
                 task.cancel()
-            for future in futures:
-                future.cancel()
 
     def waited_s(self) -> float:
         """Return how long the client has kept the server waiting for its body."""
@@ -370,8 +391,11 @@ def not_ready(served: ServedModel) -> DistNetError:
 
 def version_number(request: Request) -> int | None:
     """Return the version in a path, None without one. Raise ModelNotServedError."""
-    if (text := request.path_params.get("version")) is None:
-        return None
+    text = request.path_params.get("version")
+    return None if text is None else parse_version(text)
+
+
+def parse_version(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION):
         raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
     return int(text)

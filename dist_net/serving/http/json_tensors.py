@@ -130,7 +130,7 @@ def tensor_from_json(
             numbers = orjson.loads(b"[%b]" % piece.translate(_BRACKETS_AS_SPACES))
         except orjson.JSONDecodeError as error:
             raise BadRequestError(f'"data" is not an array of numbers: {error}') from error
-        packed += _packed(numbers, datatype)
+        packed += pack_elements(numbers, datatype)
         nesting += compact.translate(None, _NOT_NESTING) + b","
         elements += len(numbers)
         start += len(piece) + 1
@@ -146,7 +146,7 @@ def tensor_from_json(
     return memoryview(packed)
 
 
-def _packed(elements: Sequence[Any], datatype: str) -> bytes:
+def pack_elements(elements: Sequence[Any], datatype: str) -> bytes:
     """Return the bytes of numbers or booleans from JSON. Raise BadRequestError."""
     try:
         types = set(map(type, elements))  # struct converts anything to BOOL, and true to numbers

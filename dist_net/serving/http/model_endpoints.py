@@ -45,6 +45,7 @@ _LISTED = (
     *("name", "version", "versions", "is_ready", "reason", "max_batch_size"),
     *("input_datatype", "input_shape", "takes_images", "has_classes", "classes"),
 )
+SERVER_METADATA = {"name": _PLATFORM, "version": VERSION, "extensions": _EXTENSIONS}
 _KEPT_VERSIONS = 2
 _OWN_FILES = ("config", "file:")  # parameters by which Triton's clients send a model's files
 _NS_PER_S = 1e9
@@ -86,7 +87,7 @@ class Models:
         ]
 
     async def server(self, _: Request) -> Json:
-        return Json({"name": _PLATFORM, "version": VERSION, "extensions": _EXTENSIONS})
+        return Json(SERVER_METADATA)
 
     async def live(self, _: Request) -> Json:
         return Json({"live": True})

@@ -29,6 +29,7 @@ from dist_net.nets.tensor_specs import TYPE_CODES, TensorSpec, from_bytes, to_by
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import (
     HttpExchange,
+    RequestExchange,
     RequestMemory,
     description_of,
     version_number,
@@ -79,23 +80,18 @@ class InferEndpoint:
         exchange = HttpExchange(self.memory, request)
         json_bytes = exchange.size_header(JSON_LENGTH)
         content = await exchange.body()
-        checked = None
-        # A model may be loaded while the request is read: the model that answers must be the model
-        # that it was checked for. ``infer`` admits the request before its first await.
-        while (model := description_of(self.gateway, name, version)) is not checked:
-            checked = model
-            read = read_request(content, json_bytes, model, version)
-            requests, form = await exchange.in_slices(read)
-        results = await exchange.infer(self.gateway, model, requests)
-        for place, result in enumerate(results, 1):  # the protocol has no partial answers
-            if result.status != Status.OK:
-                where = f"image {place} of {len(results)}: " if len(results) > 1 else ""
-                return result_reply(replace(result, reason=f"{where}{result.reason}"))
-        rows = sum(each.rows for each in requests)
-        encoding = encode_response(model, rows, results, form)
-        answer, json_bytes = await exchange.in_slices(encoding)
+        inference = await infer(
+            exchange,
+            self.gateway,
+            (name, version),
+            lambda model: read_request(content, json_bytes, model, version),
+        )
+        if inference.failure is not None:
+            return result_reply(inference.failure)
+        answer, json_bytes = await exchange.in_slices(encode_response(*inference[:4]))
         if json_bytes is None:
             return HttpReply(answer)
+        results = inference.results
         slowest = 1e3 * max(o.queue_s for o in results), 1e3 * max(o.compute_s for o in results)
         timing = b"server-timing", b"queue;dur=%.3f, compute;dur=%.3f" % slowest
         headers = [(JSON_LENGTH, b"%d" % json_bytes), timing]
@@ -113,6 +109,41 @@ class OutputForm(NamedTuple):
 class ResponseForm(NamedTuple):
     outputs: tuple[OutputForm, ...]
     request_id: str | None = None
+
+
+class InferenceOutcome(NamedTuple):
+    """The results of a request for ``rows`` rows; ``failure`` is the first that is not OK."""
+
+    model: ModelDescription
+    rows: int
+    results: Sequence[Result]
+    form: ResponseForm
+    failure: Result | None
+
+
+ReadRequest = Callable[[ModelDescription], Sliced[tuple[list[InferenceRequest], ResponseForm]]]
+
+
+async def infer(
+    exchange: RequestExchange, gateway: Gateway, named: tuple[str, int | None], read: ReadRequest
+) -> InferenceOutcome:
+    """Return what the model of this name and version computes for a request.
+
+    ``read`` returns the request's meaning for a model, as ``read_request``.
+    """
+    checked = None
+    # A model may be loaded while the request is read: the model that answers must be the model
+    # that it was checked for. ``infer`` admits the request before its first await.
+    while (model := description_of(gateway, *named)) is not checked:
+        checked = model
+        requests, form = await exchange.in_slices(read(model))
+    results, failure = await exchange.infer(gateway, model, requests), None
+    for place, result in enumerate(results, 1):  # the protocol has no partial answers
+        if result.status != Status.OK:
+            where = f"image {place} of {len(results)}: " if len(results) > 1 else ""
+            failure = replace(result, reason=f"{where}{result.reason}")
+            break
+    return InferenceOutcome(model, sum(each.rows for each in requests), results, form, failure)
 
 
 def read_request(
@@ -135,8 +166,19 @@ def read_request(
             f"bytes; expected at most that"
         )
     request, arrays = json_object(text, partial(_example, model))
-    parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
+    return (yield from meaning_of(request, arrays, raw, model, version))
+
+
+def meaning_of(
+    request: dict[str, Any],
+    arrays: Mapping[str, JsonArray],
+    raw: memoryview,
+    model: ModelDescription,
+    version: int | None,
+) -> Sliced[tuple[list[InferenceRequest], ResponseForm]]:
+    """Return the requests in a JSON object, its ``arrays`` and the ``raw`` tensors after it."""
+    parameters = _parameters(request, "request")
     payloads, is_image, rows = yield from _payloads(request.get("inputs"), arrays, raw, model)
     timeout = 0 if (timeout := parameters.get("timeout")) is None else timeout
     if type(timeout) is not int or timeout < 0:
@@ -391,7 +433,17 @@ def require_short_json(size_bytes: int) -> None:
 def encode_response(
     model: ModelDescription, rows: int, results: Sequence[Result], form: ResponseForm
 ) -> Sliced[tuple[bytes, int | None]]:
-    """Return the body, and the length of its JSON if raw bytes follow. All results must be OK.
+    """Return the body, and the length of its JSON if raw bytes follow; see ``response_of``."""
+    response, raws = yield from response_of(model, rows, results, form)
+    text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
+    is_raw = any(each.is_binary for each in form.outputs)
+    return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)
+
+
+def response_of(
+    model: ModelDescription, rows: int, results: Sequence[Result], form: ResponseForm
+) -> Sliced[tuple[dict[str, Any], list[bytes]]]:
+    """Return a response, and the raw bytes of each output or b"". All results must be OK.
 
     Their ``rows`` are joined. If classes are requested, an output is (rows, top) BYTES, each
     ``value:index:label``, likeliest first. Raise BadRequestError for outputs that are not finite,
@@ -441,9 +493,7 @@ def encode_response(
     version = str(results[0].version)
     response = {"model_name": model.name, "model_version": version, "outputs": outputs}
     response |= {} if form.request_id is None else {"id": form.request_id}
-    text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    is_raw = any(each.is_binary for each in form.outputs)
-    return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)
+    return response, raws
 
 
 def _classified(

@@ -89,11 +89,14 @@ def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any)
     return Json(error_content(reason, retry_after_s) | more, code, headers)
 
 
-def raised_reply(error: DistNetError) -> Json:
+def code_of_error(error: DistNetError) -> int:
     code = next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
-    code = error.http_code if isinstance(error, BadRequestError) else code
+    return error.http_code if isinstance(error, BadRequestError) else code
+
+
+def raised_reply(error: DistNetError) -> Json:
     retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
-    return error_reply(code, str(error), retry_after_s)
+    return error_reply(code_of_error(error), str(error), retry_after_s)
 
 
 def result_reply(result: Result, **more: Any) -> Json:

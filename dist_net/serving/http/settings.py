@@ -185,7 +185,7 @@ class HttpSettings:
             )
         if not self.listen_address.stays_on_this_host and self.tokens is None:
             raise InsecureAddressError(
-                f"HTTP on {self.address} reaches beyond this host, where anybody could use it and "
+                f"{self.address} reaches beyond this host, where anybody could use it and "
                 f"unload its models; expected tokens (--token-file), with or without TLS; or "
                 f"listen on 127.0.0.1"
             )

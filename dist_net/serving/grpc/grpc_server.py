@@ -1,0 +1,250 @@
+"""The Open Inference Protocol over gRPC: a second door to the pool, beside HTTP.
+
+Tokens, quotas and the memory of clients are those of HTTP. gRPC's own threads read and write the
+sockets; every call runs on the gateway's event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from math import inf
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from dist_net.errors import AddressError, DistNetError, KeyFileError
+from dist_net.serving.gateway.client_ledger import ClientLedger, LoopShare
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.grpc.grpc_messages import MESSAGES, PACKAGE
+from dist_net.serving.grpc.grpc_translation import filled, parsed, read_message, write_message
+from dist_net.serving.http.exchange import (
+    RequestExchange,
+    description_of,
+    parse_version,
+    served_model,
+)
+from dist_net.serving.http.model_endpoints import SERVER_METADATA, model_metadata
+from dist_net.serving.http.open_inference import infer
+from dist_net.serving.http.replies import CODE_OF_STATUS, Refusals, code_of_error
+from dist_net.serving.http.settings import Credential, HttpSettings
+from dist_net.serving.pool.requests import Status
+
+_STATUS_OF_CODE = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_NO_TOKEN = 401
+_SERVICE = f"{PACKAGE}.GRPCInferenceService"
+_OPEN = ("ServerLive", "ServerReady")  # as HTTP's probes
+_MESSAGE_BYTES = 64 * 1024  # of a request besides its tensors
+_CALLS = 256  # at a time, each of which may hold a message of the maximum size before it runs
+_STREAMS = 64  # of a connection
+_POLL_S = 0.25
+_MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit of headers
+
+
+class RefusedCallError(Exception):
+    """``code``: the status that HTTP has for the same refusal."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class GrpcServer:
+    """Listens from its creation, in a running event loop; ``address`` has the real port.
+
+    ``settings`` are HTTP's, with this server's address. Raise AddressError and KeyFileError.
+    """
+
+    def __init__(
+        self, gateway: Gateway, settings: HttpSettings, refusals: Refusals, ledger: ClientLedger
+    ) -> None:
+        self._gateway, self._settings = gateway, settings
+        self._refusals, self._ledger = refusals, ledger
+        self._health = health.HealthServicer()
+        max_bytes = min(settings.body_bytes, ledger.max_request_bytes) + _MESSAGE_BYTES
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=_CALLS,
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", settings.header_bytes),
+                ("grpc.max_concurrent_streams", _STREAMS),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        unary: dict[str, Callable[[Any], dict[str, Any]]] = {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": gateway.is_ready},
+            "ServerMetadata": lambda _: SERVER_METADATA,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+        }
+        calls = {name: self._unary(name, respond) for name, respond in unary.items()}
+        calls["ModelInfer"] = self._model_infer
+        # Messages arrive as bytes: gRPC would log a traceback for each that cannot be parsed.
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                call, response_serializer=MESSAGES[f"{name}Response"].SerializeToString
+            )
+            for name, call in calls.items()
+        }
+        serializer = MESSAGES["ModelStreamInferResponse"].SerializeToString
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream, response_serializer=serializer
+        )
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(_SERVICE, handlers)]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.address = f"{settings.listen_address.host}:{self._bound_port()}"
+
+    async def serve(self) -> None:
+        """Respond until cancelled."""
+        await self._server.start()
+        try:
+            while True:
+                serving = health_pb2.HealthCheckResponse.ServingStatus
+                is_ready = self._gateway.is_ready
+                await self._health.set("", serving.SERVING if is_ready else serving.NOT_SERVING)
+                await asyncio.sleep(_POLL_S)
+        finally:
+            await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more calls, and wait for the open ones."""
+        await self._server.stop(grace_s)
+
+    def _bound_port(self) -> int:
+        settings = self._settings
+        try:
+            if settings.certificate and settings.private_key:
+                pair = _read(settings.private_key), _read(settings.certificate)
+                credentials = grpc.ssl_server_credentials([pair])
+                return int(self._server.add_secure_port(settings.address, credentials))
+            return int(self._server.add_insecure_port(settings.address))
+        except RuntimeError as error:
+            raise AddressError(
+                f"cannot listen on {settings.address}: {error}; expected a free port of this host, "
+                f"or 0 for any"
+            ) from error
+
+    def _unary(self, name: str, respond: Callable[[Any], Any]) -> Any:
+        async def call(content: bytes, context: Any) -> Any:
+            try:
+                if name not in _OPEN:
+                    self._credential(context)
+                return filled(f"{name}Response", respond(parsed(f"{name}Request", content)))
+            except (DistNetError, RefusedCallError) as error:
+                await self._abort(name, context, error)
+
+        return call
+
+    def _credential(self, context: Any) -> Credential:
+        """Return the sender's credential. Raise RefusedCallError without a valid token."""
+        headers = dict(context.invocation_metadata() or ())
+        authorization = str(headers.get("authorization", "")).encode()
+        host, _ = _peer(context)
+        credential = self._settings.credential(host, authorization)
+        if not credential.role:
+            reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
+            raise RefusedCallError(_NO_TOKEN, reason)
+        return credential
+
+    async def _abort(self, name: str, context: Any, error: Exception) -> None:
+        code, reason = _refusal(error)
+        self._refusals.note(code, f"gRPC {name}", reason)
+        await context.abort(_STATUS_OF_CODE[code], reason)
+
+    def _model_ready(self, request: Any) -> dict[str, Any]:
+        served = served_model(self._gateway, request.name)
+        if request.version:
+            description_of(self._gateway, request.name, parse_version(request.version))
+        return {"ready": served.is_ready}
+
+    def _model_metadata(self, request: Any) -> dict[str, Any]:
+        version = parse_version(request.version) if request.version else None
+        versions = served_model(self._gateway, request.name).versions
+        return model_metadata(description_of(self._gateway, request.name, version), versions)
+
+    async def _model_infer(self, content: bytes, context: Any) -> Any:
+        try:
+            return await self._inferred(content, context)
+        except (DistNetError, RefusedCallError) as error:
+            await self._abort("ModelInfer", context, error)
+
+    async def _stream(self, contents: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        """Respond to each request in turn; an error ends only its request, except of a token."""
+        async for content in contents:
+            response = MESSAGES["ModelStreamInferResponse"]()
+            try:
+                response.infer_response.CopyFrom(await self._inferred(content, context))
+            except (DistNetError, RefusedCallError) as error:
+                code, response.error_message = _refusal(error)
+                if code == _NO_TOKEN:
+                    await self._abort("ModelStreamInfer", context, error)
+            yield response
+
+    async def _inferred(self, content: bytes, context: Any) -> Any:
+        """Return the response to a request. Raise DistNetError and RefusedCallError."""
+        credential = self._credential(context)
+        share = credential.share(self._ledger)
+        opened = self._ledger.begin(share, time.monotonic())
+        try:
+            opened.require(len(content))
+            share.account.received_bytes += len(content)
+            message = parsed("ModelInferRequest", content)
+            queue = share.client if credential.has_token else "{}:{}".format(*_peer(context))
+            exchange = RequestExchange(opened, queue, LoopShare(share.loop), is_private=False)
+            version = parse_version(message.model_version) if message.model_version else None
+            deadline_s = context.time_remaining()
+
+            def read(model: Any) -> Any:
+                requests, form = yield from read_message(message, model, version)
+                for each in requests:
+                    each.timeout_s = min(each.timeout_s or inf, deadline_s or inf)
+                    each.timeout_s = None if each.timeout_s == inf else each.timeout_s
+                return requests, form
+
+            inference = await infer(exchange, self._gateway, (message.model_name, version), read)
+            if (failure := inference.failure) is not None:
+                if failure.status == Status.CANCELLED:
+                    raise asyncio.CancelledError
+                raise RefusedCallError(CODE_OF_STATUS[failure.status], failure.reason)
+            return await exchange.in_slices(write_message(inference))
+        finally:
+            opened.answered(0)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """Return HTTP's status code for an error, and its message."""
+    if isinstance(error, RefusedCallError):
+        return error.code, str(error)[:_MAX_DETAILS]
+    assert isinstance(error, DistNetError)
+    return code_of_error(error), str(error)[:_MAX_DETAILS]
+
+
+def _peer(context: Any) -> tuple[str, str]:
+    """Return the host and the port of the client's end of a connection."""
+    _, _, address = unquote(context.peer()).partition(":")
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), port
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"cannot read {path}: {error}; expected a PEM file") from error
