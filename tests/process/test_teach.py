@@ -148,7 +148,9 @@ def test_the_example_of_a_camera_corrects_an_answer(
     assert labelled == "labelled: square"
     assert before.startswith("before: circle")
     assert after.startswith("after: ")
-    assert after.removeprefix("after") != before.removeprefix("before")
+    first, *_, last = map(json.loads, (inbox / "answers.jsonl").read_text().splitlines())
+    assert last["version"] > first["version"]
+    assert last["probability"] != first["probability"]
 
 
 def test_an_answer_is_corrected_by_one_key_and_undone_on_a_phone(
