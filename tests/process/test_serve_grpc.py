@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def test_tritonclient_with_a_token_and_tls(
     address = command.stdout.split("grpc=")[1].split()[0]
     printed = run(sys.executable, tmp_path / "client.py", address, tmp_path, certificate, TOKEN)
     assert "all of it works" in printed
+
+    ended = threading.Event()
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(address, credentials) as channel:  # refused before a message is read
+        for call in (
+            channel.stream_unary(f"{CALL}ModelInfer"),
+            channel.stream_unary(f"{CALL}ModelMetadata"),
+            lambda *given, **of: next(
+                channel.stream_stream(f"{CALL}ModelStreamInfer")(*given, **of)
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                call(iter(lambda: ended.wait() and b"", None), timeout=60)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        ended.set()
 
 
 def test_messages_that_are_damaged_or_too_large_end_only_their_call(serve: Any, net: Any) -> None:

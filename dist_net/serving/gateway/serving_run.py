@@ -310,7 +310,8 @@ async def _run(
             await grpc.stop(0.0)
         for call in calls:
             call.cancel()
-        await asyncio.gather(serving, *calls, return_exceptions=bool(calls))
+        await asyncio.gather(*calls, return_exceptions=True)  # cancelled
+        await serving
         await asyncio.sleep(0)  # for the last answers to clients
         gateway.retire_workers()
         gateway.close()

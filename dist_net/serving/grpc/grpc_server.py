@@ -6,7 +6,7 @@ sockets; every call runs on the gateway's event loop.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ _POLL_S = 0.25
 _MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit of headers
 
 
+Respond = Callable[[bytes, Any], Awaitable[Any]]
+"""Returns the response to a message, with gRPC's context of the call."""
+
+
 class RefusedCallError(Exception):
     """``code``: the status that HTTP has for the same refusal."""
 
@@ -85,21 +89,23 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        unary: dict[str, Callable[[Any], dict[str, Any]]] = {
+        described: dict[str, Callable[[Any], dict[str, Any]]] = {
             "ServerLive": lambda _: {"live": True},
             "ServerReady": lambda _: {"ready": gateway.is_ready},
             "ServerMetadata": lambda _: SERVER_METADATA,
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
         }
-        calls = {name: self._unary(name, respond) for name, respond in unary.items()}
-        calls["ModelInfer"] = self._model_infer
-        # Messages arrive as bytes: gRPC would log a traceback for each that cannot be parsed.
+        calls = {name: _described(name, respond) for name, respond in described.items()}
+        calls["ModelInfer"] = self._inferred
+        # Messages arrive as bytes: gRPC would log a traceback for each that cannot be parsed. They
+        # are read as a stream of one, which is the same on the wire: after the token is checked.
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                call, response_serializer=MESSAGES[f"{name}Response"].SerializeToString
+            name: grpc.stream_unary_rpc_method_handler(
+                self._unary(name, respond),
+                response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
             )
-            for name, call in calls.items()
+            for name, respond in calls.items()
         }
         serializer = MESSAGES["ModelStreamInferResponse"].SerializeToString
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
@@ -141,12 +147,14 @@ class GrpcServer:
                 f"or 0 for any"
             ) from error
 
-    def _unary(self, name: str, respond: Callable[[Any], Any]) -> Any:
-        async def call(content: bytes, context: Any) -> Any:
+    def _unary(self, name: str, respond: Respond) -> Any:
+        async def call(contents: AsyncIterator[bytes], context: Any) -> Any:
             try:
+                content = b""
                 if name not in _OPEN:
                     self._credential(context)
-                return filled(f"{name}Response", respond(parsed(f"{name}Request", content)))
+                    content = await anext(contents, b"")
+                return await respond(content, context)
             except (DistNetError, RefusedCallError) as error:
                 await self._abort(name, context, error)
 
@@ -179,21 +187,19 @@ class GrpcServer:
         versions = served_model(self._gateway, request.name).versions
         return model_metadata(description_of(self._gateway, request.name, version), versions)
 
-    async def _model_infer(self, content: bytes, context: Any) -> Any:
-        try:
-            return await self._inferred(content, context)
-        except (DistNetError, RefusedCallError) as error:
-            await self._abort("ModelInfer", context, error)
-
     async def _stream(self, contents: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """Respond to each request in turn; an error ends only its request, except of a token."""
+        try:
+            self._credential(context)
+        except RefusedCallError as error:
+            await self._abort("ModelStreamInfer", context, error)
         async for content in contents:
             response = MESSAGES["ModelStreamInferResponse"]()
             try:
                 response.infer_response.CopyFrom(await self._inferred(content, context))
             except (DistNetError, RefusedCallError) as error:
                 code, response.error_message = _refusal(error)
-                if code == _NO_TOKEN:
+                if code == _NO_TOKEN:  # it was withdrawn
                     await self._abort("ModelStreamInfer", context, error)
             yield response
 
@@ -226,6 +232,13 @@ class GrpcServer:
             return await exchange.in_slices(write_message(inference))
         finally:
             opened.answered(0)
+
+
+def _described(name: str, describe: Callable[[Any], dict[str, Any]]) -> Respond:
+    async def respond(content: bytes, _: Any) -> Any:
+        return filled(f"{name}Response", describe(parsed(f"{name}Request", content)))
+
+    return respond
 
 
 def _refusal(error: Exception) -> tuple[int, str]:
