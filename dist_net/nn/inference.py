@@ -103,9 +103,10 @@ class Inference:
         return other
 
     def bind(self) -> None:
-        """Bind all plans ahead of calls. Another thread may compute meanwhile."""
+        """Bind all plans ahead of calls, until ``close``. Another thread may compute meanwhile."""
         for batch_size in [*self._plans.compiled]:
-            self._bind(batch_size)
+            if not self._is_closed:
+                self._bind(batch_size)
 
     def close(self) -> None:
         """Stop the threads, unless another session shares them."""

@@ -20,7 +20,7 @@ async function show() {
   document.title = page.title;
   const newer = latest.filter(({ at }) => 1000 * at > written).length;
   byId("describes").textContent = `The figures describe the model of ${written.toLocaleString()}` +
-    (newer ? `, which lacks ${count(newer)} newer labels. Load this page again in a moment.` : ".");
+    (newer ? `. Newer labels: ${count(newer)}; load this page again in a moment.` : ".");
   byId("page").replaceChildren(...page.body.childNodes);
   for (const each of document.querySelectorAll("[data-share]")) {
     each.style.setProperty("--share", each.dataset.share);
