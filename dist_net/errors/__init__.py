@@ -254,7 +254,7 @@ class RunOverdueError(DistNetError):
     """A run was not done in time."""
 
 
-class MissingExtraError(DistNetError):
+class MissingExtraError(BadInputError):
     """A feature needs a package that is not installed."""
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,16 @@ def test_a_port_in_use(refuses: Refuses, port: int) -> None:
         f"'{address}'",
         *("train", "digits", "--listen", address),
     )
+
+
+def test_an_extra_that_is_missing(start: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "grpc.py").write_text("raise ImportError('no such package')")
+    where = "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"
+    command = start("serve", "efficientnet-lite0", *where, packages=tmp_path)
+    assert command.ends() == 2
+    (line,) = command.stderr.splitlines()
+    assert "--grpc" in line
+    assert "[grpc]" in line
 
 
 @pytest.mark.parametrize("command", [["worker", "digits", "--connect"], ["worker", "--connect"]])
