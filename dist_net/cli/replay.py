@@ -20,8 +20,7 @@ from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Journal
-from dist_net.training.worker.local_steps import GradientFunction
-from dist_net.training.worker.step import gradient_function
+from dist_net.training.worker.local_steps import GradientFunction, gradient_function
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from dist_net.training.run.capacity import (
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.step import local_steps
+from dist_net.training.worker.local_steps import local_steps
 from dist_net.wire.lease_steps import LeaseSteps
 
 REASONS = {

@@ -1,9 +1,15 @@
 """Datasets, fetched, verified and memory-mapped, and the order in which an epoch visits them."""
 
-from dist_net.data.dataset import ArrayDataset, Dataset, epoch_order
 from dist_net.data.named_datasets import CLASS_NAMES, DATASETS, dataset_named, default_cache_dir
 from dist_net.data.published_files import FetchEvent, Progress
-from dist_net.data.samples import AugmentedSamples, Samples, records
+from dist_net.data.samples import (
+    ArrayDataset,
+    AugmentedSamples,
+    Dataset,
+    Samples,
+    epoch_order,
+    records,
+)
 
 # fmt: off
 __all__ = [

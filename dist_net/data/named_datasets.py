@@ -19,8 +19,8 @@ import platformdirs
 from numpy.typing import NDArray
 
 from dist_net.data import published_files as published
-from dist_net.data.dataset import ArrayDataset
 from dist_net.data.published_files import Progress, PublishedFile, Source, download, fetch
+from dist_net.data.samples import ArrayDataset
 from dist_net.errors import DatasetError
 
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"

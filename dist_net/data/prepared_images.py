@@ -28,10 +28,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from dist_net.data.dataset import Dataset
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
-from dist_net.data.samples import ArraySamples, SampleIndices, Samples
+from dist_net.data.samples import ArraySamples, Dataset, SampleIndices, Samples
 from dist_net.errors import DatasetError, FetchError, ImageError, RecipeError
 from dist_net.ground.files import replacing
 from dist_net.ground.json_records import record_from_json

@@ -38,8 +38,7 @@ from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import parse_named_source
-from dist_net.nn.inference import prepare
-from dist_net.nn.prepared import key_of_vector
+from dist_net.nn.inference import key_of_vector, prepare
 from dist_net.photos.head import HeadWeights
 from dist_net.photos.image_preparation import ShowCount
 from dist_net.photos.unknown_images import Distance

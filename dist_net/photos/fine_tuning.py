@@ -21,8 +21,7 @@ from dist_net.photos.photo_statistics import (
 from dist_net.photos.unknown_images import USUAL_SHARE, distance_of
 from dist_net.processes.equipment import available_cores
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.worker.local_steps import Minibatch
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import Minibatch, TrainingStep
 
 WORTH_BELOW = 0.9
 GAINS = (

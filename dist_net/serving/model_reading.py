@@ -38,7 +38,7 @@ from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.model_files import RunFiles
 from dist_net.nets.sources.named_source import ModelSource, files_of, parse_named_source
-from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.nn.inference import map_prepared, write_prepared
 from dist_net.processes.entry import entry_point, limit_memory, terminate_after
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import MEMORY_BYTES, MEMORY_PER_BYTE, ModelDescription

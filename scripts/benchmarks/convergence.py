@@ -45,8 +45,7 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.training.worker.local_steps import LocalSteps
-from dist_net.training.worker.step import local_steps
+from dist_net.training.worker.local_steps import LocalSteps, local_steps
 from dist_net.wire.messages import Join, Pull, Push, Welcome, Work
 
 STEP_S, SPREAD = 0.001, 0.1

@@ -15,7 +15,7 @@ from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
-from dist_net.training.worker.step import gradient_function
+from dist_net.training.worker.local_steps import gradient_function
 from journaled import assert_each_sample_once
 
 LINE = load_recipe(str(Path(__file__).parents[1] / "recipes" / "line.py")).recipe

@@ -18,8 +18,8 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
+from dist_net.training.worker.local_steps import TrainingStep, local_steps
 from dist_net.training.worker.loop import WorkerLoop
-from dist_net.training.worker.step import TrainingStep, local_steps
 from dist_net.wire.messages import Join
 from dist_net.wire.transport import ServerAccess
 

@@ -36,15 +36,15 @@ from dist_net.training.server import loop as process
 from dist_net.training.server import server_files
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
-from dist_net.training.server.state_versions import OUTER_MOMENTUM
+from dist_net.training.server.state import OUTER_MOMENTUM
 from dist_net.training.worker.cycle import Ended
 from dist_net.training.worker.local_steps import (
     LocalSteps,
     LocalStepsOf,
     Minibatch,
     MinibatchGradient,
+    TrainingStep,
 )
-from dist_net.training.worker.step import TrainingStep
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.security import ROLES, add_keys, create_keys
 from naming import naming

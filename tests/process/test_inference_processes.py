@@ -22,8 +22,7 @@ from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.nn.prepared import key_of_vector, map_prepared
+from dist_net.nn.inference import Inference, key_of_vector, map_prepared, prepare, softmax
 from dist_net.processes.launcher import Child, ProcessSpec
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.description import ModelDescription

@@ -14,8 +14,7 @@ import numpy as np
 from dist_net.errors import DistNetError, SegmentError
 from dist_net.ground.vector import Vector
 from dist_net.training.server.loop import Machine, Received, ServerLoop, opened_server
-from dist_net.training.server.ownership import RunOwnership, next_term
-from dist_net.training.server.server_files import ServerFiles
+from dist_net.training.server.server_files import RunOwnership, ServerFiles, next_term
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf

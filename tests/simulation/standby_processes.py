@@ -22,8 +22,7 @@ from dist_net.training.server.loop import (
     opened_server,
 )
 from dist_net.training.server.members import NO_WORKER, VoterId
-from dist_net.training.server.ownership import RunOwnership
-from dist_net.training.server.server_files import ServerFiles
+from dist_net.training.server.server_files import RunOwnership, ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop

@@ -383,7 +383,7 @@ def files_in(folder: str) -> Iterator[Path]:
         ("dist_net.training.worker.cycle", "from dist_net.serving import pool"),
         ("dist_net.processes.local", "from dist_net.cli import main"),
         ("dist_net.processes.local", "import starlette"),
-        ("dist_net.training.server.state_versions", "from dist_net.autodiff import compile"),
+        ("dist_net.training.server.state", "from dist_net.autodiff import compile"),
         ("dist_net.training.worker.loop", "from zmq import Context"),
         ("dist_net.data.named_datasets", "import pickle"),
         ("dist_net.data.named_datasets", "x = eval('1')"),

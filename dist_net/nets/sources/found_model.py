@@ -26,9 +26,8 @@ from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
 from dist_net.nn import Model, cross_entropy_of_logits
-from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn.inference import Prepared, key_of_vector, prepare
 from dist_net.nn.losses import of_label
-from dist_net.nn.prepared import key_of_vector
 
 MODELS = (
     f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "

@@ -28,8 +28,7 @@ from dist_net.nets.onnx_gate import PixelOptions, accept
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.nets.run_contents import calibrated_weights, calibration_of, read_held_out, read_run
 from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
-from dist_net.nn.inference import prepare
-from dist_net.nn.prepared import key_of, map_prepared, write_prepared
+from dist_net.nn.inference import key_of, map_prepared, prepare, write_prepared
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from dist_net.errors import DistNetError, ModelLoadError, ProtocolError
 from dist_net.ground.files import replacing
-from dist_net.nn.inference import Prepared
-from dist_net.nn.prepared import map_prepared
+from dist_net.nn.inference import Prepared, map_prepared
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 from dist_net.wire.security import PeerKeys

@@ -16,9 +16,13 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.equipment import own_equipment
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.joined_run import offered_by
-from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient
+from dist_net.training.worker.local_steps import (
+    LocalSteps,
+    MinibatchGradient,
+    ShuffledRows,
+    local_steps,
+)
 from dist_net.training.worker.loop import WorkerLoop
-from dist_net.training.worker.step import ShuffledRows, local_steps
 from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token

@@ -35,8 +35,12 @@ from dist_net.training.run.callbacks import (
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.run.fit_workers import Workers, divided_steps
-from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
-from dist_net.training.worker.step import TrainingStep, local_steps
+from dist_net.training.worker.local_steps import (
+    Minibatch,
+    MinibatchGradient,
+    TrainingStep,
+    local_steps,
+)
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 

@@ -24,9 +24,13 @@ from dist_net.errors import SegmentError, SettingError
 from dist_net.ground.vector import Vector
 from dist_net.processes.equipment import available_cores
 from dist_net.processes.supervisor import RestartBudget
-from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
+from dist_net.training.worker.local_steps import (
+    LocalSteps,
+    Minibatch,
+    MinibatchGradient,
+    TrainingStep,
+)
 from dist_net.training.worker.part_processes import PartProcesses, fork_hazard
-from dist_net.training.worker.step import TrainingStep
 from dist_net.wire.lease_steps import FEWEST_SAMPLES, MAX_PARTS, LeaseSteps, minibatches_in
 from dist_net.wire.messages import StepSettings
 

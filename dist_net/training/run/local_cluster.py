@@ -30,9 +30,8 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.loop import opened_server
 from dist_net.training.server.server_files import ServerFiles
-from dist_net.training.worker import step
 from dist_net.training.worker.cycle import Ended
-from dist_net.training.worker.local_steps import LocalStepsOf
+from dist_net.training.worker.local_steps import LocalStepsOf, local_steps
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.wire.messages import Join, Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
@@ -156,7 +155,7 @@ class LocalCluster:
         digest, equipment = _loaded(recipe).digest(dataset), own_equipment(threads=1)
         facts = f"worker-{len(self._workers)}", 0, digest, recipe.layout.size, shares_memory
         loop = WorkerLoop(
-            local_of or partial(step.local_steps, recipe, dataset),
+            local_of or partial(local_steps, recipe, dataset),
             ServerAccess(self.address, self._worker_keys),
             Join(*facts, equipment=equipment),
         )

@@ -41,8 +41,12 @@ from dist_net.processes.entry import LACKS, STANDBY, StartReports, entry_point, 
 from dist_net.processes.equipment import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.loop import OtherHosts, ServerLoop, opened_server
-from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership, remembered_in
-from dist_net.training.server.server_files import ServerFiles
+from dist_net.training.server.server_files import (
+    NOTICED_WITHIN_S,
+    RunOwnership,
+    ServerFiles,
+    remembered_in,
+)
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import Remembered, RunPlace

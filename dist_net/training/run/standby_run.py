@@ -16,7 +16,7 @@ from dist_net.processes.entry import STANDBY
 from dist_net.processes.launcher import RunningChild, Word
 from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.training.run.local_run import REPORT_EVERY_S, SILENCE_S, LocalRun, RunHost
-from dist_net.training.server.ownership import last_term, remembered_in
+from dist_net.training.server.server_files import last_term, remembered_in
 from dist_net.training.server.state import RunState
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import load_server_keys

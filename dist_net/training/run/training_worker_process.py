@@ -31,10 +31,9 @@ from dist_net.processes.equipment import (
     with_bits,
 )
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
-from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, local_steps, rehearse
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
-from dist_net.training.worker.step import local_steps, rehearse
 from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.security import load_peer_keys
 from dist_net.wire.transport import ServerAccess

@@ -18,8 +18,7 @@ from dist_net.errors import ProtocolError
 from dist_net.ground.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
 from dist_net.ground.files import HOST_DISK, Disk
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import RunState
-from dist_net.training.server.state_versions import OUTER_MOMENTUM
+from dist_net.training.server.state import OUTER_MOMENTUM, RunState
 from dist_net.wire.messages import Followed
 
 FACTS = METADATA_FIELDS | {"journal_bytes": int, "samples": int, "state_bytes": int}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import RecipeError
-from dist_net.training.worker.local_steps import Minibatch
-from dist_net.training.worker.step import ShuffledRows
+from dist_net.training.worker.local_steps import Minibatch, ShuffledRows
 from naming import naming
 
 torch = pytest.importorskip("torch")

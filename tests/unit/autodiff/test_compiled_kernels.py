@@ -44,8 +44,7 @@ from dist_net.nn import (
     relu,
 )
 from dist_net.nn.inference import Inference, prepare
-from dist_net.training.worker.local_steps import Minibatch
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import Minibatch, TrainingStep
 
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 

@@ -16,8 +16,7 @@ from dist_net.autodiff.kernels.convolution import training
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import matmul, reduction
 from dist_net.data import Dataset
-from dist_net.training.worker.local_steps import Minibatch
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import Minibatch, TrainingStep
 
 
 def draw(*shape):

@@ -43,8 +43,7 @@ from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.model_files import RunFiles
 from dist_net.nets.sources.named_source import NamedSource, parse_named_source
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
-from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.nn.prepared import map_prepared
+from dist_net.nn.inference import Inference, map_prepared, prepare, softmax
 from dist_net.python.loaded_model import load
 from dist_net.serving.model_reading import described
 from dist_net.training.run.run_options import RunOptions

@@ -15,7 +15,7 @@ from dist_net.errors import ParameterError, SettingError
 from dist_net.nn import Model
 from dist_net.optim import SGD, AdamW, Momentum, start_rule
 from dist_net.training.server.consistency import WHOLE
-from dist_net.training.server.state_versions import StateVersions as StateStore
+from dist_net.training.server.state import StateVersions as StateStore
 from naming import naming
 
 RANDOM = np.random.default_rng(0)

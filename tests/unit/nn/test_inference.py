@@ -40,8 +40,14 @@ from dist_net.nn import (
     relu,
     relu6,
 )
-from dist_net.nn.inference import Inference, prepare
-from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from dist_net.nn.inference import (
+    Inference,
+    key_of,
+    key_of_vector,
+    map_prepared,
+    prepare,
+    write_prepared,
+)
 from naming import naming
 
 NETWORK = Sequential(

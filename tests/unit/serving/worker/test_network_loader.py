@@ -9,7 +9,7 @@ import pytest
 
 from described import described
 from dist_net.errors import ModelLoadError, NoAnswerError
-from dist_net.nn.prepared import write_prepared
+from dist_net.nn.inference import write_prepared
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker import loaded_models as arrays
 from dist_net.serving.worker.loaded_models import keep_newest, mapped_arrays

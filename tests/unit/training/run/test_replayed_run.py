@@ -33,8 +33,7 @@ from dist_net.training.server.journal_records import (
 from dist_net.training.server.protocol import ParameterServer, Record, SendToPeer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
-from dist_net.training.worker.local_steps import LocalSteps
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import LocalSteps, TrainingStep
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
 from naming import naming

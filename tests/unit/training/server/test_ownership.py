@@ -13,8 +13,7 @@ from dist_net.ground.checkpoint import write_checkpoint
 from dist_net.training.server.consistency import WHOLE
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import Machine, OtherHosts, Received, opened_server
-from dist_net.training.server.ownership import RunOwnership
-from dist_net.training.server.server_files import ServerFiles
+from dist_net.training.server.server_files import RunOwnership, ServerFiles
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.standbys import RunPlace, fingerprint
 from dist_net.training.server.state import RunState

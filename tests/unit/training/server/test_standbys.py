@@ -15,8 +15,8 @@ from dist_net.training.server.copy_pace import PROGRESS_S
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.loop import OtherHosts
 from dist_net.training.server.members import NO_WORKER, Promise, VoterId
-from dist_net.training.server.ownership import next_term
 from dist_net.training.server.protocol import ParameterServer, SendCopy, ServerCommand
+from dist_net.training.server.server_files import next_term
 from dist_net.training.server.standby_copy import RunCopy, SentState
 from dist_net.training.server.standby_loop import StandbyLoop
 from dist_net.training.server.standbys import (

@@ -8,7 +8,7 @@ from dist_net.ground.vector import AVERAGE, Vector
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
 from dist_net.optim.rule import STEPS
 from dist_net.training.server.consistency import WHOLE, OuterStep
-from dist_net.training.server.state_versions import OUTER_MOMENTUM, StateVersions
+from dist_net.training.server.state import OUTER_MOMENTUM, StateVersions
 
 LAYOUT = (("weight", (3,)), ("variance", (2,)))
 NESTEROV = OuterStep(0.5, 0.75, 1.0)

@@ -11,8 +11,7 @@ from dist_net.data import Dataset
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import BatchNorm, Conv2D, Dense, GlobalAveragePool, Layer, Sequential
 from dist_net.training.run.fit_workers import SharedSteps, shared_memory
-from dist_net.training.worker.local_steps import LocalSteps
-from dist_net.training.worker.step import local_steps
+from dist_net.training.worker.local_steps import LocalSteps, local_steps
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 

@@ -23,8 +23,7 @@ from dist_net.nn import (
 )
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess
-from dist_net.training.worker.local_steps import Minibatch
-from dist_net.training.worker.step import MAX_PLANS, TrainingStep
+from dist_net.training.worker.local_steps import MAX_PLANS, Minibatch, TrainingStep
 
 
 @pytest.fixture(scope="module")
