@@ -50,6 +50,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         """A line for each twentieth of an epoch and each evaluation; with short epochs, for each
         1000th of the run's time at most. ``tensorboard/`` has the same, with --tensorboard."""
+        self.timeline = path / "timeline.jsonl"  # what happened, for the page: see ``RunTimeline``
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.folder = path / "folder.json"  # the options of a run on a folder of images
@@ -134,7 +135,13 @@ class RunDirectory:
         """Remove all that a parameter server wrote; the model of a folder of images remains."""
         with self.translated_errors():
             # The checkpoint last: as long as it exists, this can be repeated.
-            for pattern in ("journal*", "metrics.jsonl", "initial.npy", "checkpoint*"):
+            for pattern in (
+                "journal*",
+                "metrics.jsonl",
+                "timeline.jsonl",
+                "initial.npy",
+                "checkpoint*",
+            ):
                 for file in self.path.glob(pattern):
                     file.unlink()
 

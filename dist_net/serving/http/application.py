@@ -1,8 +1,6 @@
 """The ASGI application of the pool: every route, the page's files, and the errors as JSON."""
 
-import hashlib
 import json
-import mimetypes
 from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,23 +22,12 @@ from dist_net.serving.http.exchange import Guard, RequestMemory, served_model
 from dist_net.serving.http.labels import Labels
 from dist_net.serving.http.model_endpoints import Models
 from dist_net.serving.http.open_inference import InferEndpoint
+from dist_net.serving.http.page_files import PAGE, page_routes
 from dist_net.serving.http.pool_metrics import metrics_route, pool_metrics
 from dist_net.serving.http.replies import HttpReply, Json, Refusals, error_reply, raised_reply
 from dist_net.serving.http.settings import HttpSettings
 
-PAGE = Path(__file__).parent / "page"
 _OPENAPI = Path(__file__).parent / "openapi.json"
-_PAGE_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-cache",
-}
 _SHOWN_LABELS = 12  # enough to show a visitor the kind of classes
 # No token is needed: probes learn only whether to send requests to this server, and the
 # description of the interface is the same for all servers.
@@ -122,28 +109,6 @@ async def _no_such_path(request: Request, error: Exception) -> Json:
     allowed = (error.headers or {}).items()
     reply.raw_headers += [(name.lower().encode(), value.encode()) for name, value in allowed]
     return reply
-
-
-def page_routes(directory: Path = PAGE) -> list[Route]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [
-        _file_route(f"/{path.relative_to(directory).as_posix()}".replace("/index.html", "/"), path)
-        for path in files
-    ]
-
-
-def _file_route(address: str, path: Path) -> Route:
-    content = path.read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    headers = _PAGE_HEADERS | {"etag": tag}
-
-    async def file(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=kind, headers=headers)
-
-    return Route(address, file)
 
 
 def openapi_route() -> Route:

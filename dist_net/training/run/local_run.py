@@ -191,7 +191,7 @@ class LocalRun:
         self._lacking = list[str]()
         self._next_record = self._term = 0
         self._silence = Silence(display.warned, "the parameter server answers again")
-        self._notices = RunNotices(display.warned)
+        self._notices = RunNotices(display.warned, display.members_changed)
         self._metrics = MetricsFiles(directory, options.tensorboard)
         best: BestWeights | None = None
         if options.keeps_best:
@@ -226,6 +226,7 @@ class LocalRun:
 
     def _begin(self) -> None:
         loaded, options = self._loaded, self._options
+        self._display.begins(self._directory)
         files = origin_of(loaded.reference).files_of(loaded)
         self._directory.begin(options.to_json(), files)
         self._write_settings()

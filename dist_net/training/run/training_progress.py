@@ -14,9 +14,11 @@ from rich.progress import BarColumn, TextColumn
 
 from dist_net.ground.command_line import command_line
 from dist_net.ground.printable import counted
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.launcher import RunningChild
 from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, bar_on, fitting
 from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.run.timeline_files import TimelineFile
 from dist_net.training.server.consistency import Consistency
 
 WARNINGS = {
@@ -32,7 +34,9 @@ WARNINGS = {
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
 Publish = Callable[[dict[str, Any]], None]
-NUMBERS = re.compile(r"\d+")
+VARYING = re.compile(r"with \S+ on \S+|\d+")
+"""What may change in a warning from one report to the next: the slowest worker, and numbers."""
+
 QUIET_S, QUIET_SHARE = 15.0, 0.05
 """Without a terminal, the time until a line of progress, and its least share of the time so far."""
 
@@ -59,8 +63,8 @@ class TrainingProgress:
 
     The live line needs a terminal; elsewhere it is printed after ``QUIET_S`` without another line,
     later after ``QUIET_SHARE`` of the time so far. ``joining`` returns the command that joins the
-    server at an address; None if workers may not join. ``publish`` receives each report. Set
-    ``wants_end`` to end the run early.
+    server at an address; None if workers may not join. ``publish`` receives each report, ``follow``
+    the directory of each part of the run. Set ``wants_end`` to end the run early.
     """
 
     wants_end = False
@@ -70,6 +74,7 @@ class TrainingProgress:
         console: Console,
         joining: Callable[[str], str] | None = None,
         publish: Publish | None = None,
+        follow: Callable[[RunDirectory], None] = lambda _: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console
@@ -78,6 +83,8 @@ class TrainingProgress:
         self._samples_per_epoch = math.nan  # until the first report
         self._joining = joining
         self._publish = publish
+        self._follow = follow
+        self._timeline: TimelineFile | None = None
         self._progress = bar_on(
             console,
             TextColumn("epoch {task.fields[epoch]}", markup=False),
@@ -95,6 +102,11 @@ class TrainingProgress:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def begins(self, directory: RunDirectory) -> None:
+        """Record what is shown from now on in the directory's timeline."""
+        self._timeline = TimelineFile(directory)
+        self._follow(directory)
 
     def started(self, addresses: Sequence[str]) -> None:
         """Print the commands that join the run, if workers may join."""
@@ -121,6 +133,8 @@ class TrainingProgress:
     def progressed(self, report: dict[str, Any]) -> None:
         if self._publish is not None:
             self._publish(report)
+        if self._timeline is not None:
+            self._timeline.reported(report)
         if report["records"]:
             last = report["records"][-1]
             accuracy = last["accuracy"]
@@ -152,6 +166,12 @@ class TrainingProgress:
         self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")
 
     def warned(self, text: str) -> None:
+        if self._timeline is not None:
+            self._timeline.notified(text)
+        self.members_changed(text)
+
+    def members_changed(self, text: str) -> None:
+        """Print an event of members, which is in the reports, too."""
         self._line(text, "yellow")
 
     def _line(self, text: str, style: str = "") -> None:
@@ -179,13 +199,16 @@ class Silence:
 
 
 class RunNotices:
-    """Pass the warnings and the events of members in a run's reports to ``notify``. No I/O.
+    """Pass the warnings in a run's reports to ``notify``, events to ``of_members``. No I/O.
 
     Each warning is passed once, until it is over; each event once, those of a host in one line.
     """
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self, notify: Callable[[str], None], of_members: Callable[[str], None] | None = None
+    ) -> None:
         self._notify = notify
+        self._of_members = of_members or notify
         self._open: dict[str, str] = {}
         self._last: dict[str, str] = {}
         self._next_event = 0, 0  # of a term
@@ -196,8 +219,7 @@ class RunNotices:
             before = self._open.pop(kind, None) if when_over else self._last.get(kind)
             if warning is not None:
                 self._open[kind] = self._last[kind] = warning
-                # Its numbers may change from one report to the next.
-                if before is None or NUMBERS.sub("", warning) != NUMBERS.sub("", before):
+                if before is None or VARYING.sub("", warning) != VARYING.sub("", before):
                     self._notify(warning)
             elif before is not None and when_over is not None:
                 self._notify(when_over)
@@ -214,7 +236,7 @@ class RunNotices:
             what = f"{each['what']}: {each['reason']}" if each["reason"] else each["what"]
             processes[each["host"], what] += each["processes"]
         for (host, what), count in processes.items():
-            self._notify(f"{host}: {counted(count, 'worker')} {what}")
+            self._of_members(f"{host}: {counted(count, 'worker')} {what}")
 
     @property
     def warnings(self) -> list[str]:

@@ -110,6 +110,11 @@ class Member:
         """The name that it claims."""
         return self.equipment.host
 
+    @property
+    def label(self) -> str:
+        """Its name and host: each host has a worker-0."""
+        return f"{self.name} on {self.host or 'an unknown host'}"
+
     def has_computed(self, steps: LeaseSteps, computed_s: float, now: float) -> None:
         """Measure a lease, of which the worker computed for ``computed_s``."""
         took_s = 0.0 if self.began_s is None else now - self.began_s
@@ -141,6 +146,7 @@ class Member:
             "round_trip_s": self.lease_times.exchange_s,
             "heard_s_ago": now - self.heard_s,
             "progress_s_ago": now - self.progress_s,
+            "lease_s": now - self.began_s if self.began_s and self.speed.is_measuring else None,
         }
 
 

@@ -452,7 +452,7 @@ class ParameterServer:
         self.run.metrics.workers_lost += what == "lost"
         host, processes = member.host or member.name, member.parts
         event = {"number": self._next_event, "what": what, "host": host, "processes": processes}
-        self._events.append(event | {"reason": reason})
+        self._events.append(event | {"reason": reason, "name": member.name, "at_s": now})
         self._next_event += 1
 
     def _remove(self, member: Member) -> Forget:
@@ -480,7 +480,8 @@ class ParameterServer:
             "versions_since_checkpoint": self.run.store.version - (checkpointed or 0),
             "journal_lag_records": journal.lag_bytes // BLOCK_BYTES,
             **{f"journal_{name}": fact for name, fact in journal._asdict().items()},
-            "events": list(self._events),
+            "host": self.standbys.host,
+            "events": [{**each, "s_ago": now - each["at_s"]} for each in self._events],
             **run_report(self.run, first_record, now),
         }
         return StatusReport(json.dumps(report, ensure_ascii=False))

@@ -56,6 +56,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
         "resume_warnings": run.resume_warnings,
         "worker_count": len(run.members),
         "workers": _worker_reports(run, now),
+        "recent_leases": run.recent_leases.report(now),
     }
 
 
@@ -91,7 +92,7 @@ def worker_warning(run: RunState) -> str | None:
         return None
     longest = times.steps_in(plan.longest_s, math.inf)
     return (
-        f"an exchange with {slowest.name} takes {times.exchange_s:.3g} s, a minibatch "
+        f"an exchange with {slowest.label} takes {times.exchange_s:.3g} s, a minibatch "
         f"{times.step_s:.3g} s, and leases of more than {longest:,} local steps cost accuracy, of "
         f"twice as many up to a tenth of the loss: exchanges take more than half of its time, so "
         f"that a worker on this link does not pay off. It would with exchanges "

@@ -22,6 +22,7 @@ from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
+from dist_net.training.server.recent_leases import RecentLeases
 from dist_net.training.server.round_plan import PlannedRun
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.strategies import STRATEGIES
@@ -160,6 +161,7 @@ class RunState:
         self.ledger = LeaseLedger(settings.samples, settings.epochs)
         self.store = StateVersions(settings.start_rule(), weights)
         self.metrics = RunMetrics()
+        self.recent_leases = RecentLeases()
         self.is_resumed = False
         self.resume_warnings: list[str] = []
         facts = settings.consistency, settings.minibatches, settings.batch_size
@@ -254,6 +256,10 @@ class RunState:
         assert push.state is not None
         samples = lease.steps.samples
         member.has_computed(lease.steps, push.computed_s, now)
+        if member.began_s is not None:
+            who = member.host, member.name
+            times = member.began_s, push.computed_s, now
+            self.recent_leases.ended(member.worker_id, who, *times)
         member.speed.computed(samples, now)
         result = self.store.result_of(push.state, member.base, not member.shared)
         steps = minibatches_in(samples, lease.steps.batch_size)
@@ -350,6 +356,7 @@ class RunState:
     def remove(self, member: Member) -> None:
         """Remove a worker, and return its lease to the pool."""
         self.ledger.release(member.worker_id)
+        self.recent_leases.forget(member.worker_id)
         self.members.remove(member.worker_id)
 
 

@@ -25,9 +25,10 @@ from dist_net.errors import (
 from dist_net.nets.tensor_specs import TYPE_CODES
 from dist_net.serving.gateway.client_ledger import ClientLedger, Quota
 from dist_net.serving.http import classify, exchange
-from dist_net.serving.http.application import PAGE, application, page_routes
+from dist_net.serving.http.application import application
 from dist_net.serving.http.classify import form_images
 from dist_net.serving.http.open_inference import bytes_of_elements
+from dist_net.serving.http.page_files import PAGE, page_routes
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS, Refusals
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.description import EncodedImage, ServedModel

@@ -129,6 +129,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
         "staleness_mean": 2.0,
         "round_trip_s": 0.002,
         "heard_s_ago": 3.0,
+        "lease_s": None,
         "progress_s_ago": 3.0,
     }
 
