@@ -122,8 +122,9 @@ def _print_advice(directory: RunDirectory) -> int:
     report = directory.read_report()
     for each in report.get("waiting", ()):
         print(f"at the last training, {printable(each['text'])}", file=sys.stderr)
-    if learning := report.get("learning"):
-        print(printable(learning["advice"]), file=sys.stderr)
+    for each in (report.get("learning"), report):
+        if each and (advice := each.get("advice")):
+            print(printable(advice), file=sys.stderr)
     return 0
 
 

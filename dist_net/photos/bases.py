@@ -55,10 +55,14 @@ BASES = (
 
 
 class FoundBase(NamedTuple):
-    """A base, and its weights in the layout of ``base.model``; None for an untrained base."""
+    """A base, and its weights in the layout of ``base.model``; None for an untrained base.
+
+    ``tuned_on``: see ``ImageRecipe``.
+    """
 
     base: Base
     weights: Vector | None
+    tuned_on: tuple[str, ...] = ()
 
 
 def base_called(name: str, progress: Progress) -> FoundBase:
@@ -123,6 +127,30 @@ def _run(path: Path, name: str) -> FoundBase:
         raise ModelSourceError(f"{path} takes no images; expected a net that does: {BASES}")
     _require_images(base)
     return FoundBase(base, checkpoint.weights)
+
+
+def base_of_model(path: Path) -> FoundBase:
+    """Return the base of a run on a folder as its model has it, without a classifier of its own.
+
+    Raise the errors of reading the model, and ModelSourceError if its base was trained on unknown
+    images.
+    """
+    loaded, checkpoint = read_run(path)
+    recipe = image_recipe_of(loaded)
+    assert recipe is not None
+    if not recipe.tuned_on and (recipe.epochs > 1 or not recipe.directions):
+        raise ModelSourceError(
+            f"{path} lacks the list of the images that its whole net was trained on, as an earlier "
+            f"release wrote it; expected it, to judge a head by others: write it by 'dist-net "
+            f"train --resume --run-dir {path}'"
+        )
+    weights = np.zeros(recipe.base.model.layout.size, np.float32)
+    of_base = recipe.base.model.layout.views(weights)
+    for name, view in recipe.model.layout.views(checkpoint.evaluated_weights).items():
+        room, _, inner = name.partition("/")
+        if room == "base":
+            of_base[inner][...] = view
+    return FoundBase(recipe.base, weights, recipe.tuned_on)
 
 
 def _require_images(base: Base) -> None:

@@ -216,14 +216,14 @@ class TrainedHeads(NamedTuple):
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_class(label)
             weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 0))
-            return problem.out_of_fold(weights)[: len(self.logits)]
+            return problem.out_of_fold(weights)
 
     def without_rows(self, is_left_out: NDArray[np.bool_]) -> FeatureRows:
         """Return the logits out of fold if the folds' heads train without rows, (N, folds)."""
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_rows(is_left_out)
             weights, _ = problem.solve(self.penalty, self.weights)
-            return problem.out_of_fold(weights)[: len(self.logits)]
+            return problem.out_of_fold(weights)
 
 
 def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
@@ -252,29 +252,28 @@ def train_heads(
     classes: int,
     folds: ClassIndices,
     penalties: tuple[float, ...] = PENALTIES,
-    judged: int | None = None,
+    judged: ClassIndices | None = None,
 ) -> TrainedHeads:
     """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
 
     Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
     The loss punishes confident mistakes most: the penalty with the least loss is often too strong
-    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
-    are variants of the same images.
+    for the most right answers. The loss is measured on the rows ``judged``, by default on all.
     """
     with threadpool_limits(1, "blas"):
         problem = HeadProblem(features, labels, classes, folds)
-        count = judged or len(labels)
+        judged = np.arange(len(labels)) if judged is None else judged
         least = chosen = None
         weights = problem.zeros()
         steps = 0
         for penalty in penalties:
             weights, taken = problem.solve(penalty, weights)
             steps += taken
-            logits = problem.out_of_fold(weights)[:count]
-            losses = calibrated_losses(logits, labels[:count])
+            logits = problem.out_of_fold(weights)
+            losses = calibrated_losses(logits[judged], labels[judged])
             if least is None:
                 least = losses
-            excess, error = mean_and_error(losses - least, np.arange(count))
+            excess, error = mean_and_error(losses - least, np.arange(len(judged)))
             if excess > error:
                 break
             chosen = penalty, weights, logits

@@ -18,6 +18,8 @@ from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos.bases import NONE
+from dist_net.photos.fine_tuning import GAINS, may_pay
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
@@ -68,7 +70,7 @@ def _content(
     if len(images.rows(TEST)):
         tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
     left_out, learning = [], None
-    if head is not None:
+    if head is not None and not recipe.tuned_on:
         learning = learning_curve(recipe.class_names, judged, head.fold_of, head.logits_without)
         left_out = left_out_classes(
             head.features,
@@ -112,17 +114,19 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
     images, recipe = trained.images, trained.recipe
     base = recipe.base.name
     if recipe.base.kind == "small":
-        how = "a small net, trained from scratch"
-    elif trained.head is None:
-        how = f"{base}, tuned for {recipe.epochs} epochs"
+        net = how = "a small net, trained from scratch"
     else:
-        how = f"a head on the features of {base}"
+        net, how = base, f"{base}, tuned for {recipe.epochs} epochs"
+    if trained.head is not None:
+        tuned = f", trained on {len(recipe.tuned_on):,} images" if recipe.tuned_on else ""
+        how = f"a head on the features of {net}{tuned}"
     return {
         "name": recipe.name,
         "description": f"{len(recipe.class_names)} classes, recognised by {how}.",
         "base": base,
         "fine_tuned": options.fine_tune,
         "fine_tuning": trained.tuning,
+        "advice": _advice_to_tune(options, trained),
         "images": {each: len(images.rows(each)) for each in PARTS},
         "skipped": len(images.skipped),
         "waiting": [
@@ -130,6 +134,18 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
             for each in images.folder.waiting
         ],
     }
+
+
+def _advice_to_tune(options: ImageOptions, trained: TrainedImages) -> str:
+    """Return how to tune the whole net, or to tune it anew, if that may pay; else ""."""
+    head, recipe = trained.head, trained.recipe
+    if head is None or trained.tuning or not may_pay(head.accuracy) or recipe.base.kind == "onnx":
+        return ""
+    is_whole = options.fine_tune or options.base == NONE
+    return (
+        f"tuning the whole net{' anew' * bool(recipe.tuned_on)} may pay: {GAINS}. Stop the pool, "
+        f"then run: dist-net train --resume --run-dir RUN{'' if is_whole else ' --fine-tune auto'}"
+    )
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:

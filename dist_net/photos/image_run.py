@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,14 @@ from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.recipes.recipe import RecipeRecord
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called, joined_weights
+from dist_net.photos.bases import (
+    FeatureExtractor,
+    FoundBase,
+    Views,
+    base_called,
+    base_of_model,
+    joined_weights,
+)
 from dist_net.photos.fine_tuning import (
     GAINS,
     UNDECIDED,
@@ -49,7 +57,7 @@ from dist_net.photos.fine_tuning import (
     usual_epochs,
 )
 from dist_net.photos.head import require_wanted
-from dist_net.photos.head_training import SIMILAR, HeadTraining, judged_by
+from dist_net.photos.head_training import SIMILAR, HeadTraining, judged_by, short_digest
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import JudgedImages
@@ -105,11 +113,15 @@ class ComparedImages(NamedTuple):
 class ImageRun:
     """The run in the host's directory, which is locked. A standby trains its own head.
 
+    Of a run that ``is_taught`` only the head is trained, on the features of its model's base as
+    they are, tuned or not; its figures are those of images that the base was not tuned on.
+
     To train again after labels have changed takes a fraction of the time.
     """
 
     host: RunHost
     options: ImageOptions
+    is_taught: bool = False
     _compared: ComparedImages | None = None
     _found: FoundBase | None = None
     extractor: FeatureExtractor | None = None
@@ -135,6 +147,7 @@ class ImageRun:
             report = self._train_whole(images, whole, None)
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
+            whole = replace(whole, tuned_on=self._names_of(images, TRAIN))
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
         if self.extractor is None:
@@ -143,7 +156,8 @@ class ImageRun:
         with CountProgress(self.console, "computing features", "features computed") as shown:
             features = self.extractor.compute(images.samples(), digests, shown)
         require_wanted()
-        head = HeadTraining.from_images(images, features, digests, groups, self.options.run.seed)
+        seed = self.options.run.seed
+        head = HeadTraining.from_images(images, features, digests, groups, seed, found.tuned_on)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
@@ -167,6 +181,8 @@ class ImageRun:
     def _tuning_epochs(self, of_head: TrainedImages, accuracy: float) -> int:
         """Return for how many epochs to tune the whole net; print whether it is worth its time."""
         fine_tune, count = self.options.fine_tune, len(of_head.images.rows(TRAIN))
+        if self.is_taught:
+            return 0
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
         if self.host.follows is not None:  # the server's host has decided to tune
@@ -211,13 +227,21 @@ class ImageRun:
         self.console.print(f"fine-tuning: {found}")
         kept = kept._replace(report=report, tuning=str(found))
         if not found.is_better:
-            return kept
+            return kept._replace(recipe=replace(kept.recipe, epochs=1))
         set_distance(kept.recipe, weights, kept.images)
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
-        return kept._replace(weights=weights, judged=judged, head=None)
+        recipe = replace(kept.recipe, tuned_on=self._names_of(kept.images, TRAIN))
+        return kept._replace(recipe=recipe, weights=weights, judged=judged, head=None)
+
+    def _names_of(self, images: PreparedImages, part: str) -> tuple[str, ...]:
+        assert self._compared is not None
+        is_of_part = np.isin(images.rows(), images.rows(part)).tolist()
+        return tuple(map(short_digest, compress(self._compared.digests, is_of_part)))
 
     def _find_base(self) -> FoundBase:
         options = self.options
+        if self.is_taught:
+            return base_of_model(self.directory.path)
         with FetchProgress(self.console) as fetching:
             found = base_called(options.base, fetching)
         if found.base.kind == "onnx" and options.fine_tune:
@@ -360,6 +384,7 @@ class ImageRun:
             learning_rate=options.run.learning_rate or rate,
             augmentation=options.augmentation,
             data=str(self.directory.images.resolve()),
+            tuned_on=found.tuned_on,
         )
 
     def _train_whole(
@@ -442,12 +467,22 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
 
 def write_weights(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
     """Replace a run's model alone."""
+    write_checkpoint(directory.best, _model(options, trained))
+
+
+def holds_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> bool:
+    """Return whether the run's model is this one already. Raise CheckpointError."""
+    kept, model = read_checkpoint(directory.best), _model(options, trained)
+    is_same = kept.recipe_record == json.loads(json.dumps(model.recipe_record))
+    return is_same and np.array_equal(kept.weights, model.weights)
+
+
+def _model(options: ImageOptions, trained: TrainedImages) -> Checkpoint:
     calibration, recipe = trained.judged.calibrate(options.precision), trained.recipe
     of_model = recipe.class_names, recipe.base.fitting, recipe.to_json(), asdict(calibration)
     record = RecipeRecord({}, *of_model).to_json()
     shapes = recipe.model.layout.shapes
-    model = Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
-    write_checkpoint(directory.best, model)
+    return Checkpoint(IMAGES, "", shapes, 0, {}, {}, {}, trained.weights, {}, record)
 
 
 def _held_out(

@@ -7,7 +7,7 @@ Similar images, such as frames of a scene, are right or wrong together: a group 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,13 @@ class JudgedImages(NamedTuple):
     logits: Scores
     groups: Groups
     folds: int | None
+
+    def of(self, rows: Groups) -> Self:
+        """Return some of the images."""
+        names = [self.names[row] for row in rows.tolist()] if len(self.names) else ()
+        return type(self)(
+            names, self.targets[rows], self.logits[rows], self.groups[rows], self.folds
+        )
 
     def calibrate(self, precision: float) -> Calibration:
         """Return the temperature and the threshold at which the answers reach ``precision``.

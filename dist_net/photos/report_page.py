@@ -76,7 +76,8 @@ def _facts(content: Mapping[str, Any]) -> str:
         "out of fold, corrected for heads that share images)."
     )
     terms = " ".join(f"<b>{name.capitalize()}</b>: {of}." for name, of in content["terms"].items())
-    tuning = content["fine_tuning"] and f"<p>Fine-tuning: {escape(content['fine_tuning'])}.</p>"
+    of_tuning = content["fine_tuning"] or content["advice"]
+    tuning = of_tuning and f"<p>Fine-tuning: {escape(of_tuning)}.</p>"
     return _table("measured", head, rows) + f"<p>{terms}</p><p>{used}{text}</p>{tuning}"
 
 

@@ -24,6 +24,7 @@ USUAL_SHARE = 0.9
 """Distances up to this quantile of the images out of fold do not change the logits."""
 
 MAX_LEFT_OUT = 10
+ALL_ROWS = slice(None)
 
 
 class Distance(NamedTuple):
@@ -80,12 +81,16 @@ def tempered_by(distances: NDArray[np.float32], logits: NDArray[np.float32]) -> 
 
 
 def distances_out_of_fold(
-    features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
+    features: FeatureRows,
+    labels: ClassIndices,
+    classes: int,
+    folds: ClassIndices,
+    judged: ClassIndices | slice = ALL_ROWS,
 ) -> tuple[FeatureRows, Distance]:
     """Return the distances of the rows out of fold, (N,), and the distance fitted to all rows.
 
     Out of fold, a row is compared with the classes of the other folds. Both results are in units
-    of the usual distance out of fold.
+    of the usual distance out of fold of the rows ``judged``.
     """
     distances = np.zeros(len(labels), np.float32)
     for fold in np.unique(folds):
@@ -94,7 +99,7 @@ def distances_out_of_fold(
         present, closed_up = np.unique(others, return_inverse=True)
         distance = distance_of(features[~is_out], closed_up, len(present))
         distances[is_out] = distance(features[is_out])
-    usual = max(float(np.quantile(distances, USUAL_SHARE)), 1e-9)
+    usual = max(float(np.quantile(distances[judged], USUAL_SHARE)), 1e-9)
     return distances / np.float32(usual), distance_of(features, labels, classes).over(usual)
 
 
@@ -134,7 +139,7 @@ def left_out_classes(
             features[is_known], known, len(names) - 1, folds[is_known]
         )
         distances[~is_known] = distance(features[~is_known])
-        logits = tempered_by(distances, heads.without_class(label))
+        logits = tempered_by(distances, heads.without_class(label)[: len(features)])
         of_known = JudgedImages((), known, logits[is_known], judged.groups[is_known], judged.folds)
         calibration = of_known.calibrate(precision)
         probabilities = softmax(logits / np.float32(calibration.temperature))

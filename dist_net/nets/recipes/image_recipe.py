@@ -161,7 +161,8 @@ class ImageRecipe:
 
     ``directions`` is the number of directions in the distance of the head; 0 disables the
     distance. ``augmentation`` varies the training images. ``data`` is the path of the
-    ``ImageCache`` file that locates the prepared images on this host.
+    ``ImageCache`` file that locates the prepared images on this host. ``tuned_on`` names the images
+    that the base was trained on, by the digests of their pixels.
     """
 
     name: str
@@ -173,6 +174,7 @@ class ImageRecipe:
     learning_rate: float = 0.001
     augmentation: Augmentation | None = None
     data: str = ""
+    tuned_on: tuple[str, ...] = ()
 
     @cached_property
     def network(self) -> nn.Layer:
@@ -217,7 +219,7 @@ class ImageRecipe:
 
     def as_net(self) -> Self:
         """Return a copy without augmentation and data, for a network that is not trained."""
-        return replace(self, augmentation=None, data="")
+        return replace(self, augmentation=None, data="", tuned_on=())
 
     def tempered(self, weights: Vector, temperature: float) -> Vector:
         """Return a copy of ``weights`` that divides the logits by ``temperature``."""

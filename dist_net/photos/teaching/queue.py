@@ -160,7 +160,7 @@ class Queue:
         logits = trained.head(np.stack([each.features for each in self._seen.values()]))
         probabilities = softmax(logits / np.float32(calibration.temperature))
         second, first = np.sort(probabilities, 1)[:, -2:].T
-        counts = np.bincount(trained.judged.targets, minlength=probabilities.shape[1])
+        counts = np.bincount(trained.head.labels, minlength=probabilities.shape[1])
         rarity = counts[probabilities.argmax(1)].tolist()
         of_each = self._seen, 1 - first + second, rarity, self._groups, probabilities
         return [
@@ -170,8 +170,9 @@ class Queue:
 
 
 def _labelled(trained: TrainedImages, calibration: Calibration) -> list[Candidate]:
-    judged, folder, head = trained.judged, trained.images.folder, trained.head
+    folder, head = trained.images.folder, trained.head
     assert head is not None
+    judged = head.every
     probabilities = judged.probabilities(calibration)
     rarity = np.bincount(judged.targets)[judged.targets].tolist()
     of_each = head.rows.tolist(), doubts(probabilities, judged.targets), rarity, judged.groups

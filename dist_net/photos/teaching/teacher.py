@@ -21,12 +21,18 @@ from enum import IntEnum
 from pathlib import Path
 
 from dist_net.data.collection import Collection
-from dist_net.errors import DistNetError, SettingError
+from dist_net.errors import DistNetError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head import INTERRUPTION
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_report import write_report
-from dist_net.photos.image_run import ImageRun, TrainedImages, write_model, write_weights
+from dist_net.photos.image_run import (
+    ImageRun,
+    TrainedImages,
+    holds_model,
+    write_model,
+    write_weights,
+)
 from dist_net.photos.teaching.interim_head import InterimHead
 from dist_net.photos.teaching.queue import Queue
 from dist_net.processes.entry import READY, entry_point, terminate_after
@@ -61,13 +67,8 @@ class Teacher:
         self._directory, self._collection = directory, collection
         self._queue = Queue(collection)
         self._options = ImageOptions.read(directory.folder)
-        if self._options.fine_tune or self._options.base == "none":
-            raise SettingError(
-                f"{directory.path}: its whole net was trained; expected a run without "
-                f"--fine-tune, whose head learns from labels in seconds"
-            )
         host = RunHost(directory, LocalRunSettings(1), TrainingProgress(plain_console()))
-        self._run = ImageRun(host, self._options)
+        self._run = ImageRun(host, self._options, is_taught=True)
         self._labels: dict[str, str | None] | None = None
         self._changes, self._stage = 0, Stage.REPORTED
         self._interim: InterimHead | None = None  # of the last training that succeeded
@@ -128,7 +129,10 @@ class Teacher:
         began_s, count = time.monotonic(), len(self._labels or ())
         try:
             self._trained = trained = self._run.train()
-            write_model(self._directory, self._options, trained)
+            # A restarted pool answers with the version that it loaded, if no label has changed.
+            is_new = not holds_model(self._directory, self._options, trained)
+            if is_new:
+                write_model(self._directory, self._options, trained)
         except DistNetError as error:
             logger.warning("not_trained labels=%d error=%s", count, error)
             self._stage = Stage.REPORTED
@@ -136,7 +140,7 @@ class Teacher:
         assert self._run.extractor is not None
         self._interim, self._stage = InterimHead(trained, self._run.extractor), Stage.TRAINED
         logger.info("trained labels=%d seconds=%.2f", count, time.monotonic() - began_s)
-        return True
+        return is_new
 
     def _report(self) -> bool:
         assert self._trained is not None

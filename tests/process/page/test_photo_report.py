@@ -20,7 +20,7 @@ def test_figures_are_in_view_on_a_phone(browser: Any, tmp_path: Path, scheme: st
     logits = np.where(np.eye(2)[targets] > 0, 6, 0).astype(np.float32)
     logits[:8] = -logits[:8]
     judged = JudgedImages([str(each) for each in targets], targets, logits, np.arange(400), 10)
-    run = {"name": "pets", "description": "", "fine_tuning": "", "skipped": 0}
+    run = {"name": "pets", "description": "", "fine_tuning": "", "advice": "", "skipped": 0}
     run |= {"images": {"train": 300, "validation": 100, "test": 0}}
     content = report_content(CLASSES, judged, None, judged.calibrate(0.95), [])
     points = [{"images": each, "right": 0.5, "interval": (0.4, 0.6)} for each in (5, 10, 20, 40)]

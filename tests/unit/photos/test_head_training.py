@@ -48,6 +48,23 @@ def test_figures_of_scenes_of_frames_hold_on_fresh_scenes() -> None:
     assert answering >= 30
 
 
+def test_a_base_that_saw_some_of_the_images_promises_no_more_than_the_others_do() -> None:
+    generator = np.random.default_rng(3)
+    means = 0.4 * generator.normal(size=(CLASSES, 32))
+    features, labels, _ = scenes(means, 150, 1, generator)
+    is_judged = generator.random(len(labels)) < 0.3
+    # The classes of the images that it was tuned on stand in their features.
+    features[~is_judged, 0] = 20 * labels[~is_judged]
+    fresh, truth, _ = scenes(means, 1000, 1, generator)
+    rows = np.arange(len(labels))
+    head = HeadTraining(features[None], labels, rows, (), 0, rows, is_judged)
+    interval = head.judged.interval(
+        head.judged.logits.argmax(1) == head.judged.targets, np.full(is_judged.sum(), True)
+    )
+    assert interval.low <= (head(fresh).argmax(1) == truth).mean() <= interval.high
+    assert (head.every.logits.argmax(1) == labels)[~is_judged].mean() > interval.high
+
+
 def test_a_class_of_one_group_is_divided_into_three_folds() -> None:
     labels = np.repeat([0, 1], 40)
     groups = np.where(labels == 0, 0, np.arange(80))

@@ -21,6 +21,7 @@ RUN = {
     "description": "3 classes",
     "images": {"train": 10, "validation": 5, "test": 0},
     "fine_tuning": "",
+    "advice": "",
     "skipped": 1,
 }
 CURVES = [

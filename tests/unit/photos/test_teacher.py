@@ -1,7 +1,7 @@
 """A teacher's head is a function of the images and the labels that were not withdrawn."""
 
 import random
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,11 @@ import pytest
 import dist_net
 from dist_net.data.collection import Collection
 from dist_net.data.image_folder import file_digest
-from dist_net.errors import CollectionError, SettingError
+from dist_net.errors import CollectionError
 from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.nets.recipe_origins import image_recipe_of
+from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nets.run_contents import read_run
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.teaching.teacher import Teacher
@@ -140,15 +143,48 @@ def test_the_queue_grows_by_what_clients_send_and_ends_with_its_last_image(
         collection.withdraw(teacher="eve")
 
 
-def test_a_tuned_net_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_trained_net_keeps_its_weights_and_is_judged_on_images_that_it_never_saw(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path.parent / "base", tmp_path / "tuned")
     tuned = RunDirectory(tmp_path / "tuned")
-    tuned.make()
-    tuned.write(tuned.folder, replace(_options(run), fine_tune=2).to_json())
-    with (
-        Collection(tuned.collection) as collection,
-        pytest.raises(SettingError, match=naming(tuned.path, "--fine-tune")),
-    ):
-        Teacher(tuned, collection)
+    seen = _recipe_of(tuned).tuned_on
+    base = weights_of_base(tuned)
+    photos = sorted(Path(_options(tuned).folder).rglob("*.jpg"))
+    sent = draw_shapes(tmp_path / "sent", 1, seed=6, classes=("square",)) / "square" / "000.jpg"
+    with Collection(tuned.collection) as collection:
+        teacher = Teacher(tuned, collection)
+        learned(teacher)
+        untaught = head_of(tuned)
+        collection.set_label(file_digest(photos[0]), "square", "ann", CLASSES)
+        collection.set_label(sent.read_bytes(), "square", "ann", CLASSES)
+        learned(teacher)
+        teacher.report()
+        teacher.order(is_new=True)
+        assert head_of(tuned) != untaught
+        assert weights_of_base(tuned) == base
+        assert _recipe_of(tuned).tuned_on == seen
+        queued = {each["image"] for each in collection.queued()}
+        collection.withdraw(teacher="ann")
+        learned(Teacher(tuned, collection))
+        assert head_of(tuned) == untaught
+        assert not Teacher(tuned, collection).learn()  # nothing to reload
+    assert queued <= {*map(file_digest, photos)}
+    report = tuned.read_report()
+    assert report["measured"][0]["images"] == len(photos) + 1 - len(seen)
+    assert f"trained on {len(seen)}" in report["description"]
+    assert "--resume --run-dir RUN" in report["advice"]
+
+
+def weights_of_base(run: RunDirectory) -> list[bytes]:
+    views = _recipe_of(run).model.layout.views(read_checkpoint(run.best).evaluated_weights)
+    return [view.tobytes() for name, view in views.items() if name.startswith("base/")]
+
+
+def _recipe_of(run: RunDirectory) -> ImageRecipe:
+    recipe = image_recipe_of(read_run(run.path)[0])
+    assert recipe is not None
+    return recipe
 
 
 def _options(run: RunDirectory) -> ImageOptions:
