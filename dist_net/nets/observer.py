@@ -18,7 +18,7 @@ from dist_net.errors import (
 )
 from dist_net.nets.recipe_origins import BuiltInOrigin, origin_of
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.handshakes import SETTLED_S, Contact
+from dist_net.wire.connections import SETTLED_S, Contact
 from dist_net.wire.messages import (
     ForgetMember,
     Message,

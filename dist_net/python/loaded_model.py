@@ -34,8 +34,7 @@ from dist_net.nets import run_contents
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
 from dist_net.nets.recipe_origins import saved_recipe
 from dist_net.nets.recipes.recipe import LoadedRecipe
-from dist_net.nets.sources.found_model import FoundModel, found_model
-from dist_net.nets.sources.model_files import RunFiles
+from dist_net.nets.sources.found_model import FoundModel, RunFiles, found_model
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.nets.tensor_specs import Inputs, Specs, fitting_inputs
 from dist_net.nn import Model

@@ -15,7 +15,7 @@ from dist_net.nets.recipe_origins import is_image_folder
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources.model_files import RunFiles
+from dist_net.nets.sources.found_model import RunFiles
 from dist_net.optim import Optimizer, optimizer_named
 from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run

@@ -35,8 +35,7 @@ from dist_net.ground.files import replacing
 from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.model_files import RunFiles
+from dist_net.nets.sources.found_model import FoundModel, RunFiles
 from dist_net.nets.sources.named_source import ModelSource, files_of, parse_named_source
 from dist_net.nn.inference import map_prepared, write_prepared
 from dist_net.processes.entry import entry_point, limit_memory, terminate_after

@@ -9,8 +9,8 @@ import zmq
 
 from dist_net.errors import AddressError, NoAnswerError, TokenError
 from dist_net.wire.address import bracketed, contact_address
+from dist_net.wire.connections import FAILED, FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.fields import MAX_HEADER_BYTES
-from dist_net.wire.handshakes import FAILED, FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.invitation import duration_text, peer_keys_of
 from dist_net.wire.messages import Enroll, Enrolled, Refuse
 from dist_net.wire.security import WORKER, PeerKeys, secure_client

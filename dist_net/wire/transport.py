@@ -28,9 +28,15 @@ from dist_net.wire.address import (
     require_keys,
 )
 from dist_net.wire.codec import MAX_ARRAY_BYTES, Frame, decode, encode
-from dist_net.wire.connections import Connections
+from dist_net.wire.connections import (
+    FINAL,
+    SETTLED_S,
+    Connections,
+    Contact,
+    Handshakes,
+    silence_cause,
+)
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
-from dist_net.wire.handshakes import FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.invitation import enroll
 from dist_net.wire.messages import Enroll, Follow, Join, Message, Refuse
 from dist_net.wire.security import (

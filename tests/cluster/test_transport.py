@@ -24,7 +24,7 @@ from dist_net.errors import (
 )
 from dist_net.wire import connections, security
 from dist_net.wire.codec import decode, encode
-from dist_net.wire.handshakes import Contact
+from dist_net.wire.connections import Contact
 from dist_net.wire.invitation import invite, peer_keys_of, revoke
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (

@@ -12,7 +12,7 @@ from dist_net.ground.vector import Vector
 from dist_net.nets import observer
 from dist_net.nets.sources import followed_run
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.wire.handshakes import Contact
+from dist_net.wire.connections import Contact
 from dist_net.wire.messages import Message
 from dist_net.wire.security import CLIENT
 from dist_net.wire.standbys import term_number

@@ -15,8 +15,8 @@ from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_l
 from dist_net.nets.onnx_gate import PixelOptions, onnx_files
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.found_model import MODELS
-from dist_net.nets.sources.model_files import (
+from dist_net.nets.sources.found_model import (
+    MODELS,
     NO_PRECISION,
     DarknetFiles,
     OnnxFile,

@@ -27,7 +27,7 @@ from dist_net.ground.release import release
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.model_files import RunFiles
+from dist_net.nets.sources.found_model import RunFiles
 from dist_net.nets.sources.named_source import ModelSource, NamedSource, parse_pool_sources
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec, Word

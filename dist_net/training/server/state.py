@@ -19,13 +19,12 @@ from dist_net.ground.vector import AVERAGE, Vector
 from dist_net.optim import UpdateRule
 from dist_net.training.server.consistency import OuterStep
 from dist_net.training.server.journal_records import Applied
-from dist_net.training.server.leases import Lease, LeaseLedger, Range
+from dist_net.training.server.leases import STRATEGIES, Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.recent_leases import RecentLeases
 from dist_net.training.server.round_plan import PlannedRun
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.strategies import STRATEGIES
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push
 from dist_net.wire.packing import StatePacking

@@ -30,7 +30,7 @@ from dist_net.training.worker.cycle import (
 )
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
 from dist_net.wire.address import contact_address
-from dist_net.wire.handshakes import SETTLED_S
+from dist_net.wire.connections import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Join, Message, SegmentAddress, StepSettings, Welcome
 from dist_net.wire.packing import StatePacking

@@ -17,7 +17,7 @@ from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.operations.convolution import PlannedConvolution
 from dist_net.nets.darknet.configuration import read_configuration
-from dist_net.nets.sources.model_files import DarknetFiles
+from dist_net.nets.sources.found_model import DarknetFiles
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
 

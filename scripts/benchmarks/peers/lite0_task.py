@@ -14,7 +14,7 @@ from dist_net.data import Dataset
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets.sources.model_files import PretrainedNet
+from dist_net.nets.sources.found_model import PretrainedNet
 from dist_net.optim import AdamW
 
 Logits = NDArray[np.float32]

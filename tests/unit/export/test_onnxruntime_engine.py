@@ -15,8 +15,7 @@ from dist_net.export.formats import write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.onnx_gate import PixelOptions
-from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.model_files import OnnxFile, RunFiles
+from dist_net.nets.sources.found_model import FoundModel, OnnxFile, RunFiles
 from dist_net.nn import (
     Concatenate,
     Dense,

@@ -23,8 +23,7 @@ from dist_net.nets.foreign_onnx import MAX_TENSOR_BYTES, OnnxSession
 from dist_net.nets.onnx_base import read_backbone
 from dist_net.nets.onnx_gate import PixelOptions, session_of
 from dist_net.nets.recipes.image_recipe import Base, ImageRecipe
-from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.model_files import OnnxFile
+from dist_net.nets.sources.found_model import FoundModel, OnnxFile
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare, softmax
 from foreign_files import (

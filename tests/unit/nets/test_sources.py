@@ -40,7 +40,7 @@ from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.followed_run import FollowedRun
-from dist_net.nets.sources.model_files import RunFiles
+from dist_net.nets.sources.found_model import RunFiles
 from dist_net.nets.sources.named_source import NamedSource, parse_named_source
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, map_prepared, prepare, softmax

@@ -34,8 +34,7 @@ from dist_net.nets.architecture import DarknetArchitecture
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
-from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.model_files import DarknetFiles
+from dist_net.nets.sources.found_model import DarknetFiles, FoundModel
 from dist_net.nn import Dense, Field, Layer, Model, NamedOutputs, Scope, Sequential, relu
 from dist_net.nn.inference import prepare as prepare_weights
 from dist_net.nn.losses import cross_entropy_of_probabilities

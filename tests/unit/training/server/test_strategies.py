@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 
 from desk import Desk, a_run
-from dist_net.training.server import strategies
+from dist_net.training.server import leases
 from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import Applied
-from dist_net.training.server.strategies import Asynchronous
+from dist_net.training.server.leases import Asynchronous
 from dist_net.wire.messages import Stop, Work
 
 ASYNC = Consistency.ASYNC
@@ -34,7 +34,7 @@ def test_an_asynchronous_result_counts_as_one_of_its_workers(parts: int) -> None
 
 
 def test_a_third_strategy_needs_no_change_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(strategies.STRATEGIES, ASYNC, Pairs)
+    monkeypatch.setitem(leases.STRATEGIES, ASYNC, Pairs)
     desk = Desk(a_run(consistency=ASYNC, batch_size=16))
     works = {}
     for number, node in enumerate((b"a", b"b", b"c"), 1):
