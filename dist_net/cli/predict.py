@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.cli.parser import add_json_argument, print_json
 from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
@@ -18,7 +17,7 @@ from dist_net.ground.printable import printable
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
 from dist_net.nets.run_contents import confirm_recipe
-from dist_net.nets.sources.found_model import MODELS, FoundModel
+from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.named_source import RUN_PRECISION, parse_pool_sources
 from dist_net.python.loaded_model import ClassifiedImage, LoadedModel, load
 
@@ -132,22 +131,16 @@ def predict_rows(arguments: argparse.Namespace, model: LoadedModel, files: list[
         return 0
     for file, of_file in outputs.items():
         for number, output in enumerate(of_file):
-            show_row(arguments, found, f"{file}:{number}", output)
+            place = {"row": f"{file}:{number}"}
+            if found.labels:
+                show = show_json if arguments.json else show_bars
+                predictions = top_predictions(output, found.labels, arguments.top)
+                show(place, predictions, found.unknown_below)
+            elif arguments.json:
+                print_json(place | {"values": output.tolist()})
+            else:
+                print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
     return 0
-
-
-def show_row(
-    arguments: argparse.Namespace, found: FoundModel, place: str, output: NDArray[np.float32]
-) -> None:
-    """Print the classes of a row, or its outputs as JSON or as a line of CSV."""
-    if found.labels:
-        show = show_json if arguments.json else show_bars
-        predictions = top_predictions(output, found.labels, arguments.top)
-        show({"row": place}, predictions, found.unknown_below)
-    elif arguments.json:
-        print_json({"row": place, "values": output.tolist()})
-    else:
-        print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
 
 
 def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:

@@ -25,10 +25,8 @@ class Samples(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
     @property
     def dtype(self) -> np.dtype[Any]: ...
-
     def __len__(self) -> int: ...
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from dist_net.autodiff.expression import SharedOperation, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import ForeignModelError
 from dist_net.ground.vector import Vector
-from dist_net.nets.foreign_onnx import ONNX, OnnxSession
+from dist_net.nets.foreign_onnx import ONNX
 from dist_net.nets.onnx_gate import PixelOptions, accept, session_of
 from dist_net.nn import Scope, zeros
 
@@ -47,18 +46,12 @@ class OnnxOperation(SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         images, file = inputs
-        session = _session_of(file.astype("<u2").tobytes()[: self.size], pool.threads)
+        session = session_of(file.astype("<u2").tobytes()[: self.size], pool.threads)
 
         def compute() -> None:
             out[...] = session(images).reshape(out.shape, copy=False)
 
         return compute
-
-
-@lru_cache(maxsize=2)
-def _session_of(content: bytes, threads: int) -> OnnxSession:
-    """Return the session of a base's content, shared by the plans of all batch sizes."""
-    return session_of(content, "the base of the run", threads)
 
 
 def read_backbone(path: Path, pixels: PixelOptions) -> tuple[OnnxFeatures, Shape, str, Vector]:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,9 +122,10 @@ def accepted_graph(proto: Any, is_classifier: bool = False) -> tuple[ForeignMode
     return model, prepared
 
 
-def session_of(content: bytes, what: str, threads: int) -> OnnxSession:
-    """Return the session of a self-contained file; ``what`` names the file in errors."""
-    with translating(ForeignModelError, f"{what} cannot be used"):
+@lru_cache(maxsize=2)
+def session_of(content: bytes, threads: int) -> OnnxSession:
+    """Return the session of the base of a run, shared by the plans of all batch sizes."""
+    with translating(ForeignModelError, "the base of the run cannot be used"):
         proto = package("onnx").load_from_string(content)
         _require_self_contained(proto)
         return OnnxSession(interface_of(proto), prepared_bytes(content), threads)

@@ -116,15 +116,9 @@ def to_bytes(
     tensors: Mapping[str, NDArray[Any]], specs: Specs, is_batched: bool
 ) -> bytes | memoryview:
     """Return tensors as bytes, in the types of ``specs``; if batched, with equally many rows."""
-    arrays = [np.ascontiguousarray(tensors[each.name], each.dtype) for each in specs]
+    arrays = [np.asarray(tensors[each.name], each.dtype, order="C") for each in specs]
     if not is_batched:
-        # ``ascontiguousarray`` makes a scalar a vector of one.
-        return save(
-            {
-                each.name: array.reshape(np.shape(tensors[each.name]), copy=False)
-                for each, array in zip(specs, arrays, strict=True)
-            }
-        )
+        return save({each.name: array for each, array in zip(specs, arrays, strict=True)})
     if len(specs) == 1:
         return arrays[0].reshape(-1, copy=False).view(np.uint8).data
     records = np.empty(len(arrays[0]), record_of(specs))

@@ -15,7 +15,7 @@ from dist_net.processes.token_arguments import add_token_arguments, token_given
 from dist_net.wire.address import checked_host, listen_address, reachable_addresses
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.security import load_peer_keys
-from dist_net.wire.token import MAX_ADDRESSES, POOL, STANDBY_OF_RUN, TRAINING, JoinToken
+from dist_net.wire.token import COMMANDS, MAX_ADDRESSES, STANDBY_OF_RUN, TRAINING, JoinToken
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
 
@@ -69,7 +69,6 @@ def ray_address(arguments: argparse.Namespace, workers: int | None) -> str | Non
 
 
 LOOPBACK = "127.0.0.1", "localhost"
-COMMANDS = {TRAINING: "join", POOL: "inference-worker", STANDBY_OF_RUN: "join"}
 
 
 @dataclass(frozen=True)
@@ -145,24 +144,19 @@ class ListenOptions:
         if not token.secret:
             return ["workers of this host may join too:", f"    {pasted(token)}"]
         revoking = command_line("keys", "revoke", directory, token.identity)
-        return [
+        lines = [
             "to add workers of another host, run there:",
             f"    {pasted(token)}",
             f"valid until {until(token)}; to revoke it, run here: {revoking}",
-            *self._lines_for_standby(keys, bound, directory),
         ]
-
-    def _lines_for_standby(
-        self, keys: Path | None, bound: Sequence[str], directory: Path | None
-    ) -> list[str]:
-        token = None if self.kind != TRAINING else self.token(keys, bound, STANDBY_OF_RUN)
-        if token is None:
-            return []
-        return [
-            "to go on there if this host is lost, run instead, on a host that you trust:",
-            f"    {pasted(token)}",
-            f"to revoke it, run here: {command_line('keys', 'revoke', directory, token.identity)}",
-        ]
+        if self.kind == TRAINING and (token := self.token(keys, bound, STANDBY_OF_RUN)):
+            revoking = command_line("keys", "revoke", directory, token.identity)
+            lines += [
+                "to go on there if this host is lost, run instead, on a host that you trust:",
+                f"    {pasted(token)}",
+                f"to revoke it, run here: {revoking}",
+            ]
+        return lines
 
 
 def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:

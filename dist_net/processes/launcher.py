@@ -74,11 +74,8 @@ class ProcessSpec:
 class Process(Protocol):
     @property
     def pid(self) -> int: ...
-
     def poll(self) -> int | None: ...
-
     def terminate(self) -> None: ...
-
     def kill(self) -> None: ...
 
 
@@ -272,11 +269,6 @@ def parent_option() -> tuple[str, str]:
     return "--parent", str(os.getpid())
 
 
-def share_of_cores(workers: int) -> int:
-    """Return the cores per worker of this host, without the server's core; at least 1."""
-    return max(1, (available_cores() - 1) // max(1, workers))
-
-
 class LocalProcesses:
     """A context that starts processes on this host; their output goes to files in ``logs``.
 
@@ -325,8 +317,11 @@ class LocalProcesses:
         return Child(spec, self._logs, words)
 
     def cores_each(self, workers: int) -> int:
-        """Return the number of cores per worker. Raise SettingError if there are too few."""
-        return share_of_cores(workers)
+        """Return the number of cores per worker, without the server's core; at least 1.
+
+        On Ray, raise SettingError if there are too few.
+        """
+        return max(1, (available_cores() - 1) // max(1, workers))
 
     def room(self) -> int:
         """Return the number of workers, of one core each, that could be started now."""

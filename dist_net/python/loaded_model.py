@@ -59,11 +59,9 @@ class LoadedModel:
     model: their calls take turns.
     """
 
-    def __init__(
-        self, source: ModelSource, name: str, engine: str = NUMPY, compiled: bool = True
-    ) -> None:
+    def __init__(self, source: ModelSource, name: str, engine: str = NUMPY) -> None:
         self._source, self.name, self._engine = source, name, engine
-        self.compiled = compiled
+        self.compiled = True
         self._turn = Lock()
 
     def __repr__(self) -> str:

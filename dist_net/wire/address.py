@@ -83,22 +83,18 @@ def contact_address(text: str) -> Address:
 def _parse(text: str, *, listening: bool) -> Address:
     scheme, separator, rest = text.partition("://")
     if separator and scheme == "ipc":
-        return _ipc_address(text, rest)
+        if not rest or "\0" in rest or len(rest.encode()) > _MAX_PATH_BYTES:
+            raise AddressError(
+                f"the path of {text!r} has {len(rest.encode())} bytes; "
+                f"expected 1 to {_MAX_PATH_BYTES}, none of them zero"
+            )
+        return Address(text, text, rest, -1, True)
     if separator and scheme == "tcp":
         host, port = _host_and_port(text, lowest_port=0 if listening else 1)
         number = _resolve(text, "0.0.0.0" if host == "*" else host, port)
         is_loopback = ipaddress.ip_address(_without_scope(number)).is_loopback
         return Address(text, f"tcp://{bracketed(number)}:{port}", number, port, is_loopback)
     raise AddressError(f"the address {text!r} is invalid; {_EXPECTED}")
-
-
-def _ipc_address(text: str, path: str) -> Address:
-    if not path or "\0" in path or len(path.encode()) > _MAX_PATH_BYTES:
-        raise AddressError(
-            f"the path of {text!r} has {len(path.encode())} bytes; "
-            f"expected 1 to {_MAX_PATH_BYTES}, none of them zero"
-        )
-    return Address(text, text, path, -1, True)
 
 
 def _host_and_port(text: str, lowest_port: int) -> tuple[str, int]:

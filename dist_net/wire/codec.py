@@ -151,7 +151,19 @@ def encode(message: Message) -> list[Frame]:
     frames: Sequence[Frame] = ()
     if layout.unframe is not None:
         values, framed = values[:-1], values[-1]
-        frames = framed if layout.unframe is _payloads else _array_frames(name, framed)
+        if layout.unframe is _payloads:
+            frames = framed
+        elif framed is not None:
+            if (
+                framed.dtype != _DTYPE
+                or framed.ndim != 1
+                or not 0 < framed.nbytes <= MAX_ARRAY_BYTES
+            ):
+                raise ProtocolError(
+                    f"a {name} message contains a {framed.dtype} array of shape {framed.shape}; "
+                    f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements"
+                )
+            frames = [np.ascontiguousarray(framed).data.cast("B")]
     header = _pack((PROTOCOL_VERSION, name, *values))
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(
@@ -176,18 +188,6 @@ def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if values[place] is not None:
             _sendable(record, values[place])
     return values
-
-
-def _array_frames(message_name: str, array: Vector | None) -> list[Frame]:
-    if array is None:
-        return []
-    is_vector = array.dtype == _DTYPE and array.ndim == 1
-    if not is_vector or not 0 < array.nbytes <= MAX_ARRAY_BYTES:
-        raise ProtocolError(
-            f"a {message_name} message contains a {array.dtype} array of shape {array.shape}; "
-            f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements"
-        )
-    return [np.ascontiguousarray(array).data.cast("B")]
 
 
 def decode(frames: Sequence[Frame]) -> Message:

@@ -27,11 +27,8 @@ _SERVERS = {
     POOL: "a pool of inference workers",
     STANDBY_OF_RUN: "a parameter server, for a standby",
 }
-_COMMANDS = {
-    TRAINING: "dist-net join",
-    POOL: "dist-net inference-worker",
-    STANDBY_OF_RUN: "dist-net join",
-}
+COMMANDS = {TRAINING: "join", POOL: "inference-worker", STANDBY_OF_RUN: "join"}
+"""The command of dist-net that takes a token, by its kind."""
 
 _ALPHABET = string.digits + string.ascii_letters
 # The kind, from 1 since base 62 loses leading zeros; whether keys follow; id; seconds since 1970.
@@ -114,7 +111,8 @@ class JoinToken:
         if self.kind not in kinds:
             raise TokenError(
                 f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kinds[0]]}: "
-                f"paste the line as it was printed, echo TOKEN | {_COMMANDS[self.kind]}"
+                f"paste the line as it was printed, echo TOKEN | dist-net "
+                f"{COMMANDS[self.kind]}"
             )
 
 

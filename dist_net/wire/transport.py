@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -247,19 +248,17 @@ class ServerSocket(FramedSocket):
                 yield received
 
     def _decoded(self, routing_id: bytes) -> tuple[bytes, Message] | None:
-        """Return the rest of a message, decoded, or None if it was refused."""
+        """Decode the rest of a message, and check that its sender may send it; None if not."""
         frames = self._receive_frames()
         assert self._header is not None
-        key = self._key_of(self._header)
+        key = ""  # of a process of this host, without keys
+        if self._allow_list is not None:
+            with suppress(zmq.ZMQError):
+                key = str(self._header.get("User-Id"))  # Z85
         connection = self._connections.heard(self._header.get(_SOURCE), key)
         if key and not connection:  # it was closed meanwhile: another peer may take its id
             return None
-        return self._understood(routing_id + _NUMBER.pack(connection), key, frames)
-
-    def _understood(
-        self, node: bytes, key: str, frames: Sequence[Frame]
-    ) -> tuple[bytes, Message] | None:
-        """Decode a message and check that ``key`` may send it; return None if it is refused."""
+        node = routing_id + _NUMBER.pack(connection)
         try:
             message = decode(frames)
         except ProtocolError as error:
@@ -282,15 +281,6 @@ class ServerSocket(FramedSocket):
             self.send(node, answer)
             return None
         return node, message
-
-    def _key_of(self, header: zmq.Frame) -> str:
-        """Return the sender's public key (Z85); "" for a process of this host, without keys."""
-        if self._allow_list is None:
-            return ""
-        try:
-            return str(header.get("User-Id"))
-        except zmq.ZMQError:
-            return ""
 
     def may_follow(self, key: str) -> bool:
         """Return whether a public key is a standby's; processes of this host have none, ""."""

@@ -183,6 +183,5 @@ def compile(
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
     """Compile a plan, run it once and return the values of ``outputs`` in new arrays."""
-    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    shaped = {name: contiguous[name].reshape(np.shape(arrays[name]), copy=False) for name in arrays}
-    return list(compile(outputs).bind(shaped).run())
+    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    return list(compile(outputs).bind(contiguous).run())

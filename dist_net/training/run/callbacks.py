@@ -112,10 +112,6 @@ class EarlyStopping:
             self.best_weights = result.trained.weights if self.restore_best_weights else None
         return result.epoch - self.best.epoch >= max(self.patience, 1)
 
-    def at_end(self, model: Model) -> None:
-        if self.best_weights is not None:
-            model.weights = self.best_weights
-
 
 @dataclass
 class ModelCheckpoint:

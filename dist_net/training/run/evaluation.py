@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,23 +217,8 @@ class BestWeights:
         return True
 
     def _write(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> None:
-        found = model_only(self._settings, weights, version, accuracy=accuracy, loss=loss)
-        write_checkpoint(self._path, found)
-
-
-def model_only(
-    settings: RunSettings, weights: Vector, version: int = 0, **counters: float | None
-) -> Checkpoint:
-    """Return a checkpoint of a run's weights, without the state from which the run resumes."""
-    return Checkpoint(
-        recipe=settings.recipe,
-        recipe_digest=settings.recipe_digest,
-        recipe_record=settings.recipe_record,
-        layout=settings.layout,
-        version=version,
-        settings=settings.to_json(),
-        ledger={},
-        counters=counters,
-        weights=weights,
-        optimizer_state={},
-    )
+        """Write a checkpoint of the weights, without the state from which a run resumes."""
+        settings, counters = self._settings, {"accuracy": accuracy, "loss": loss}
+        which = settings.recipe, settings.recipe_digest, settings.layout, version
+        found = Checkpoint(*which, settings.to_json(), {}, counters, weights, {})
+        write_checkpoint(self._path, replace(found, recipe_record=settings.recipe_record))

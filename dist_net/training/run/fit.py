@@ -251,8 +251,8 @@ class FitReport:
             self._keep_weights(training)
             raise
         for callback in self.callbacks:
-            if isinstance(callback, EarlyStopping):
-                callback.at_end(self.model)
+            if isinstance(callback, EarlyStopping) and callback.best_weights is not None:
+                self.model.weights = callback.best_weights
         return history
 
     def _measured(self, weights: Vector) -> dict[str, float]:

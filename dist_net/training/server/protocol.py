@@ -324,13 +324,24 @@ class ParameterServer:
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
         """Answer the worker's request; return nothing if the answer depends on other workers."""
-        message = self._work(member, now)
-        if not isinstance(message, Work):
+        run = self.run
+        message: Message | None = self._stop()
+        has_ended = message is not None or self.is_suspended
+        lease = run.grant(member, now) if not has_ended and self.standbys.hold(now) else None
+        if lease is None:
             member.speed.waits(now)
+        else:
+            run.metrics.lease_granted(now)
+            member.speed.has_work(now)
+            state = run.store.state if member.shared else run.store.packed_state()
+            if not member.shared:
+                run.metrics.bytes_sent += state.nbytes
+            numbers = member.worker_id, member.received_id, lease.lease_id
+            message = Work(*numbers, lease.steps, state)
         if message is None:
             self._waiting[member.worker_id] = member
             return []
-        self.run.metrics.waiting_s += now - member.progress_s
+        run.metrics.waiting_s += now - member.progress_s
         self._waiting.pop(member.worker_id, None)
         member.answered_id = member.received_id
         return [SendToPeer(member.node, message)]
@@ -345,20 +356,6 @@ class ParameterServer:
                 break  # later requests wait for the same event
             answers += answer
         return answers
-
-    def _work(self, member: Member, now: float) -> Message | None:
-        """Return the answer to a worker; None if it must wait for other workers."""
-        run = self.run
-        if (stop := self._stop()) is not None or self.is_suspended:
-            return stop
-        if not self.standbys.hold(now) or (lease := run.grant(member, now)) is None:
-            return None
-        run.metrics.lease_granted(now)
-        member.speed.has_work(now)
-        state = run.store.state if member.shared else run.store.packed_state()
-        if not member.shared:
-            run.metrics.bytes_sent += state.nbytes
-        return Work(member.worker_id, member.received_id, lease.lease_id, lease.steps, state)
 
     def _stop(self) -> Stop | None:
         """Return the message to every worker once the run has ended.

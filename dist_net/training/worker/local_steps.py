@@ -219,7 +219,15 @@ class TrainingStep:
     def bound(self, weights: Vector, minibatch: Minibatch) -> BoundPlan:
         """Read the minibatch; return the plan that runs it forwards and backwards."""
         size = minibatch.stop - minibatch.start
-        plan = self._plan(size)
+        if size not in self._plans:
+            if len(self._plans) == MAX_PLANS:
+                self._plans.clear()
+                self._bound.clear()
+            targets = self._targets
+            facts = self._generator, self._pool, (targets.dtype, targets.shape), self._arena
+            compiled = self._model.compile_training(size, *facts, self._in_parts)
+            self._plans[size] = SizedPlan(compiled, *self._arrays(size))
+        plan = self._plans[size]
         self._read(minibatch, plan.inputs, plan.targets)
         key = (size, id(weights))
         if key not in self._bound:
@@ -238,17 +246,6 @@ class TrainingStep:
             else:
                 self._augmented.read_augmented(rows, inputs, self._seed, minibatch.epoch)
             self._targets.read(rows, targets)
-
-    def _plan(self, size: int) -> SizedPlan:
-        if size not in self._plans:
-            if len(self._plans) == MAX_PLANS:
-                self._plans.clear()
-                self._bound.clear()
-            targets = self._targets
-            facts = self._generator, self._pool, (targets.dtype, targets.shape), self._arena
-            plan = self._model.compile_training(size, *facts, self._in_parts)
-            self._plans[size] = SizedPlan(plan, *self._arrays(size))
-        return self._plans[size]
 
     def _arrays(self, size: int) -> list[NDArray[Any]]:
         parts = self._inputs, self._targets

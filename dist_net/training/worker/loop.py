@@ -57,9 +57,7 @@ class Environment(Protocol):
     @property
     def random(self) -> Random: ...
     def connect(self, standby: Standby | None = None) -> ServerConnection: ...
-
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
-
     @property
     def shares_memory(self) -> bool: ...
 
@@ -181,7 +179,9 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
                     case SendToServer(message):
                         self._socket.send(message)
                     case Reconnect(standby):
-                        self._reconnect(standby)
+                        self._end_membership()
+                        self._socket.abandon()
+                        self._socket = self._around.connect(standby)
                     case Begin(welcome):
                         self._begin(welcome)
                     case Ended():
@@ -227,11 +227,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
             return self._state.received(message, now)
         except ServerLostError as error:
             raise self._socket.no_answer(self._join_timeout_s) from error
-
-    def _reconnect(self, standby: Standby | None) -> None:
-        self._end_membership()
-        self._socket.abandon()
-        self._socket = self._around.connect(standby)
 
     def _begin(self, welcome: Welcome) -> None:
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s

@@ -240,7 +240,7 @@ def test_a_base_in_a_run_refers_to_no_other_file(
     monkeypatch.chdir(tmp_path)
     content = in_constant(external_value()).SerializeToString()
     with pytest.raises(ForeignModelError, match=naming("stored externally")):
-        session_of(content, "the base", 1)
+        session_of(content, 1)
 
 
 def with_text_in_functions(by_default: bool) -> ModelProto:
