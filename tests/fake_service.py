@@ -23,6 +23,13 @@ ANIMALS = described(
     labels=("cat", "dog", "hen"),
     takes_images=True,
 )
+ROLLOUT = {
+    **{"version": 4, "former": 3, "share": 0.05, "outcome": ""},
+    "versions": {
+        "3": {"answers": 19.0, "errors": 0.0, "seconds": 1.9, "unknown": 2.0},
+        "4": {"answers": 1.0, "errors": 1.0, "seconds": 0.0, "unknown": 0.0},
+    },
+}
 BAD_IMAGE = b"\xff\xd8\xffbad"
 
 
@@ -81,11 +88,15 @@ class FakeService:
             return None
         return served.description if version is None else served.versions.get(version)
 
-    def reload(self, model: str) -> Future[Result]:
-        self.done_to_models.append(f"reload {model}")
+    def reload(self, model: str, share: float = 1.0) -> Future[Result]:
+        self.done_to_models.append(f"reload {model}" + f" {share}" * (share < 1))
         future: Future[Result] = asyncio.get_running_loop().create_future()
         future.set_result(self.scripted.pop(0) if self.scripted else Result(Status.OK, 8))
         return future
+
+    def end_rollout(self, model: str, outcome: str) -> int:
+        self.done_to_models.append(f"{outcome} {model}")
+        return NO_VERSION if model == "animals" else 8
 
     def unload(self, model: str) -> None:
         self.done_to_models.append(f"unload {model}")
@@ -109,6 +120,7 @@ class FakeService:
                 {"name": name, "version": 1, "is_ready": each.is_ready, "reason": each.reason}
                 | {"takes_images": False, "classes": 3, "requests_per_s": 0.1}
                 | {"latency_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}, "batch_rows": {1: 5}}
+                | {"rollout": ROLLOUT if name == "digits" else None}
                 for name, each in self.served.items()
             ],
         }

@@ -473,7 +473,13 @@ def test_an_answer_of_another_server_is_one() -> None:
 def test_models_are_reloaded_and_unloaded(client: Client, gateway: Gateway) -> None:
     assert client.reload("sums") == 8
     client.unload("sums")
-    assert gateway.done_to_models == ["reload sums", "unload sums"]
+    assert (
+        client.reload("sums", share=0.5) == client.confirm("sums") == client.rollback("sums") == 8
+    )
+    assert gateway.done_to_models == [
+        *("reload sums", "unload sums"),
+        *("reload sums 0.5", "confirmed sums", "rolled back sums"),
+    ]
     gateway.scripted = [Result(Status.FAILED, reason="its file is missing")]
     with pytest.raises(ReloadError, match="its file is missing"):
         client.reload("sums")

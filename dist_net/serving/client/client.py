@@ -306,19 +306,32 @@ class Client(AbstractContextManager["Client"]):
         inputs = [_input(spec, (1,), payload)]
         return self._submit(Question(model, version, inputs, [payload], None, summary), exchange)
 
-    def reload(self, model: str, timeout_s: float | None = None) -> int:
-        """Read a model again; return its version. Raise ReloadError; then the old one stays."""
-        return int(self._ruled(model, "load", timeout_s)["version"])
+    def reload(self, model: str, timeout_s: float | None = None, share: float = 1.0) -> int:
+        """Read a model again; return its version. Raise ReloadError; then the old one stays.
+
+        With a ``share`` below 1 the new version gets this share of the requests, until ``confirm``
+        or ``rollback``, or until it is found to be worse.
+        """
+        return int(self._ruled(model, "load", timeout_s, share=share)["version"])
+
+    def confirm(self, model: str, timeout_s: float | None = None) -> int:
+        """End a rollout in favor of the new version; return its number. Raise ReloadError."""
+        return int(self._ruled(model, "confirm", timeout_s)["version"])
+
+    def rollback(self, model: str, timeout_s: float | None = None) -> int:
+        """End a rollout in favor of the old version; return its number. Raise ReloadError."""
+        return int(self._ruled(model, "rollback", timeout_s)["version"])
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
         """Stop serving a model until it is reloaded. Raise ReloadError."""
         self._ruled(model, "unload", timeout_s)
 
-    def _ruled(self, model: str, action: str, timeout_s: float | None) -> Any:
+    def _ruled(self, model: str, action: str, timeout_s: float | None, **parameters: float) -> Any:
         path = f"{_path(model, '/v2/repository/models')}/{action}"
         exchange = self._exchange(timeout_s)
         try:
-            answer = self._connection.send("POST", path, exchange).json()
+            body = json.dumps({"parameters": parameters}).encode()
+            answer = self._connection.send("POST", path, exchange, body).json()
         except NoAnswerError:  # nor access
             raise
         except DistNetError as error:

@@ -104,10 +104,18 @@ class Gateway:
             self._loop.call_later(GATHER_S, self._want_turn)
         return future
 
-    def reload(self, model: str) -> asyncio.Future[Result]:
-        """Read a model again from its source; done when workers serve it, or it failed."""
+    def reload(self, model: str, share: float = 1.0) -> asyncio.Future[Result]:
+        """Read a model again from its source; done when workers serve it, or it failed.
+
+        A ``share`` below 1 begins a rollout: as many of the requests go to the new version.
+        """
         self._want_turn()
-        return self._future_of(self.pool.reload(model))
+        return self._future_of(self.pool.reload(model, share))
+
+    def end_rollout(self, model: str, outcome: str) -> int:
+        """See ``ModelVersions.end_rollout``."""
+        self._want_turn()
+        return self.pool.end_rollout(model, outcome)
 
     def unload(self, model: str) -> None:
         """Stop serving a model until it is reloaded; admitted requests are answered."""

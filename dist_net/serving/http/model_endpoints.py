@@ -31,7 +31,8 @@ from dist_net.serving.pool.description import (
     summary_to_json,
 )
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
+from dist_net.serving.pool.statistics import NO_VERSION, TIMES, ModelStatistics, Timed
+from dist_net.serving.pool.versions import CONFIRMED
 
 _PLATFORM = "dist_net"
 _EXTENSIONS = (
@@ -84,6 +85,8 @@ class Models:
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route(f"{repository}/load", self.load, methods=["POST"]),
             Route(f"{repository}/unload", self.unload, methods=["POST"]),
+            Route(f"{repository}/confirm", self.end_rollout, methods=["POST"]),
+            Route(f"{repository}/rollback", self.end_rollout, methods=["POST"]),
         ]
 
     async def server(self, _: Request) -> Json:
@@ -135,8 +138,11 @@ class Models:
         return Json(list(_index(self.gateway.models().values(), only_ready)))
 
     async def load(self, request: Request) -> Json:
-        """Read a model again from its source; respond once workers serve it."""
-        parameters = (await self._content(request)).get("parameters")
+        """Read a model again from its source; respond once workers serve it.
+
+        With the parameter ``share`` below 1, that begins a rollout.
+        """
+        parameters = (await self._content(request)).get("parameters") or {}
         if isinstance(parameters, dict) and any(name.startswith(_OWN_FILES) for name in parameters):
             raise BadRequestError(
                 "the server's command line defines the source of a model's files; expected a load "
@@ -144,7 +150,10 @@ class Models:
                 http_code=501,
             )
         name = served_model(self.gateway, request.path_params["model"]).name
-        result = await self.gateway.reload(name)
+        share = parameters.get("share", 1.0) if isinstance(parameters, dict) else 1.0
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise BadRequestError(f'"share" is {share!r:.40}; expected a number above 0, at most 1')
+        result = await self.gateway.reload(name, share)
         if result.status != Status.OK:
             return result_reply(result)
         return Json({"name": name, "version": str(result.version)})
@@ -154,6 +163,19 @@ class Models:
         name = served_model(self.gateway, request.path_params["model"]).name
         self.gateway.unload(name)
         return Json({"name": name, "version": "0"})
+
+    async def end_rollout(self, request: Request) -> Json:
+        """End a rollout as the last word of the path tells."""
+        confirms = request.url.path.endswith("confirm")
+        await self._content(request)
+        name = served_model(self.gateway, request.path_params["model"]).name
+        version = self.gateway.end_rollout(name, CONFIRMED if confirms else "rolled back")
+        if version == NO_VERSION:
+            raise BadRequestError(
+                f"no rollout of {name} is under way; expected one that a reload with a share "
+                f"began, and that has not ended: see /pool"
+            )
+        return Json({"name": name, "version": str(version)})
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
         served = served_model(self.gateway, request.path_params["model"])

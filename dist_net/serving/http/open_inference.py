@@ -186,11 +186,14 @@ def meaning_of(
     timeout_s = timeout / _US_PER_S or None  # the pool's default
     if len(payloads) > 1 and version is None:
         version = model.version  # all rows of a response must be computed by one version
+    form = _form(request, parameters, model)
     inferences = [
-        InferenceRequest(model.name, payload, rows, is_image, version, timeout_s)
+        InferenceRequest(
+            model.name, payload, rows, is_image, version, timeout_s, repeat_id=form.request_id or ""
+        )
         for payload in payloads
     ]
-    return inferences, _form(request, parameters, model)
+    return inferences, form
 
 
 def _raw_request(

@@ -179,5 +179,21 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
     counts = [(state, states.count(state)) for state in _STATES]
     yield gauge_family("workers", "workers by state", "state", counts)
     models = status["models"]
+    yield from _rollout_metrics(models)
     ready = [(model["name"], model["is_ready"]) for model in models]
     yield gauge_family("model_ready", "1 if a worker can answer", "model", ready)
+
+
+def _rollout_metrics(models: Iterable[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield the last rollout of each model: its share, and its versions' answers."""
+    last = [(model["name"], each) for model in models if (each := model["rollout"])]
+    shares = [((n, each["version"]), each["share"]) for n, each in last if not each["outcome"]]
+    yield gauge_family("rollout_share", "of a version on trial", "model version", shares)
+    for name, text in (
+        ("answers", "answers compared in the last rollout"),
+        ("errors", "of these, answers that failed"),
+        ("unknown", "of these, answers that were unknown"),
+        ("seconds", "of these, from admission to answer, in total"),
+    ):
+        values = [((n, v), of[name]) for n, each in last for v, of in each["versions"].items()]
+        yield gauge_family(f"rollout_{name}", text, "model version", values)

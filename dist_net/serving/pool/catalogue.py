@@ -41,7 +41,7 @@ class Catalogue:
         self.models = {name: ModelVersions(name) for name in names}
         self._answers: dict[str, ModelPrepared] = {}
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
-        self._requested: dict[str, int] = {}  # unanswered requests
+        self._requested: dict[str, tuple[int, float]] = {}  # unanswered, each with its share
         self._unsent: dict[str, ReadModel] = {}
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
@@ -62,9 +62,9 @@ class Catalogue:
 
     # Reading models
 
-    def reload(self, model: str, request_id: int) -> None:
+    def reload(self, model: str, request_id: int, share: float = 1.0) -> None:
         """Read a model again. The request ends when workers serve it, or it failed."""
-        self._reloads[model].append(_Reload(request_id, self._prepare(model)))
+        self._reloads[model].append(_Reload(request_id, self._prepare(model, share)))
 
     def prepare_again(self, model: str) -> None:
         """Read a model again after its file of arrays was removed, unless it is being read."""
@@ -82,13 +82,16 @@ class Catalogue:
         model = self.models[name]
         self._newest[name] = max(self._newest[name], message.version)
         self._answers[name] = message
-        if self._requested.get(name) == message.requested:
-            del self._requested[name]
+        requested, share = self._requested.get(name, (0, 1.0))
+        if requested == message.requested:
+            self._requested.pop(name, None)
+        else:
+            share = 1.0
         if model.is_unloaded and all(each.result is not None for each in self._reloads[name]):
             logger.info("version_ignored model=%s reason=unloaded", name)
             model.unused.append(message.version)
             return
-        reason = reason or _add_version(model, message)
+        reason = reason or _add_version(model, message, share)
         for reload in self._reloads[name]:
             # A version that arrived unrequested, or was read before the reload, does not count.
             if reload.place is None and reload.requested <= message.requested:
@@ -127,15 +130,15 @@ class Catalogue:
                     failures[-1].exit_code = BadInputError.exit_code
         return failures
 
-    def _prepare(self, model: str) -> int:
+    def _prepare(self, model: str, share: float = 1.0) -> int:
         """Request the next version; return its number. A training run has numbers of its own."""
         number = self._newest[model] = self._newest[model] + 1
-        self._requested[model] = number
+        self._requested[model] = number, share
         self._unsent[model] = ReadModel(model, number)
         return number
 
 
-def _add_version(model: ModelVersions, message: ModelPrepared) -> str:
+def _add_version(model: ModelVersions, message: ModelPrepared, share: float) -> str:
     try:
         description = ModelDescription.from_json(message.description)
     except ProtocolError as error:
@@ -145,7 +148,7 @@ def _add_version(model: ModelVersions, message: ModelPrepared) -> str:
         EncodedImage(label.decode(errors="replace"), image)
         for label, image in zip(parts[::2], parts[1::2], strict=False)
     )
-    model.prepared(Version(description, message.description, samples))
+    model.prepared(Version(description, message.description, samples, share))
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dist_net.images.stated_size import stated_pixels
 from dist_net.serving.pool.membership import RunningBatch, Worker
 from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Result, Status
-from dist_net.serving.pool.versions import ModelVersions, Version
+from dist_net.serving.pool.versions import ModelVersions, Version, VersionState
 from dist_net.wire.serving_messages import BatchDone
 
 logger = logging.getLogger(__name__)
@@ -278,8 +278,13 @@ class OpenRequests:
 
     def open(self, request: InferenceRequest, timeout_s: float, now: float) -> int:
         model = self._models[request.model]
+        request.request_id = next(self._ids)
+        if request.version is None and (trial := model.trial) and model.may_name(trial.number):
+            is_guilty = self.quarantine.refusal(request, trial.number, now) is not None
+            if trial.draws(request) and not is_guilty:
+                request.version, request.is_drawn = trial.number, True
         version = model.newest_number if request.version is None else request.version
-        request.request_id, request.counted = next(self._ids), version
+        request.counted = version
         request.admitted_s, request.deadline_s = now, now + timeout_s
         request.size = size_of(request)
         self._requests[request.request_id] = request
@@ -332,6 +337,7 @@ class OpenRequests:
         return batch
 
     def refuse(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
+        self._judge(request, result, now)
         self._close(request)
         statistics = self._models[request.model].statistics_of(result.version)
         statistics.ended(result, now - request.admitted_s, 0.0)
@@ -388,7 +394,12 @@ class OpenRequests:
                 continue
             if request.lent and result.status is not Status.OK and not is_trusted:
                 continue
+            if is_trusted:
+                self._judge(request, result, now)
             self._dequeue(request, now)
+            if result.status is not Status.OK and self._free(request):
+                self._requeue(request, now)
+                continue
             self._close(request)
             latency_s = now - request.admitted_s
             statistics.ended(result, latency_s, transit_s)
@@ -409,22 +420,22 @@ class OpenRequests:
             request.runs_alone = True
             version, is_alone = batches[0].description.version, len(batches[0].requests) == 1
             self.quarantine.add(request, version, is_alone, now)
+            if request.request_id in self and request is batches[0].requests[0]:
+                died = Result(Status.FAILED, version)
+                self._judge(request, died, now, ended_worker=True)
         ended = []
         for batch in reversed(batches):
             number = batch.description.version
             for request in reversed([one for one in batch.requests if one.request_id in self]):
                 if self._is_queued(request):  # it was only lent
                     continue
-                self._enqueue(request, now)
-                queue = self.queue_of(request.model, request.client)
-                queue.requests.move_to_end(request.request_id, last=False)
+                is_free = self._free(request)
+                self._requeue(request, now)
                 refusal = None
-                if request.runs_alone:
+                if request.runs_alone and not is_free:
                     refusal = self.quarantine.refusal(request, number, now)
                 if refusal is not None:
                     ended.append(self.refuse(request, refusal, now))
-                else:
-                    self._models[request.model].statistics_of(request.counted).retried += 1
         return ended
 
     def bind(self, model: ModelVersions, version: Version, now: float) -> list[EndRequest]:
@@ -446,6 +457,46 @@ class OpenRequests:
             request.version = number
         version.bound += len(requests)
         return []
+
+    def free_drawn(self, model: ModelVersions) -> None:
+        """Let the newest version answer the queued requests of one that was withdrawn on trial."""
+        closing = [one for one in model.versions.values() if one.state is VersionState.CLOSING]
+        if any(one.bound and one.share < 1 for one in closing):
+            for request in self._requests.values():
+                if request.model == model.name and self._is_queued(request):
+                    self._free(request)
+
+    def _free(self, request: InferenceRequest) -> bool:
+        """Let the newest version answer a drawn request; return whether it can."""
+        model = self._models[request.model]
+        if not request.is_drawn or request.version is None or model.newest is None:
+            return False
+        is_free = model.versions[request.version].takes == model.newest.takes
+        if is_free:
+            self._unbind(request)
+        return is_free
+
+    def _judge(
+        self, request: InferenceRequest, result: Result, now: float, ended_worker: bool = False
+    ) -> None:
+        latency_s = now - request.admitted_s
+        if self._models[request.model].judge(request, result, latency_s, ended_worker):
+            self.unsettled[request.model] = None
+
+    def _requeue(self, request: InferenceRequest, now: float) -> None:
+        """Put a request back at the head of its queue."""
+        self._enqueue(request, now)
+        queue = self.queue_of(request.model, request.client)
+        queue.requests.move_to_end(request.request_id, last=False)
+        self._models[request.model].statistics_of(request.counted).retried += 1
+
+    def _unbind(self, request: InferenceRequest) -> None:
+        if request.version is not None:
+            version = self._models[request.model].versions[request.version]
+            request.version = None
+            version.bound -= 1
+            if not version.bound:
+                self.unsettled[request.model] = None
 
     def _enqueue(self, request: InferenceRequest, now: float) -> None:
         queue = self.queue_of(request.model, request.client)
@@ -480,14 +531,8 @@ class OpenRequests:
         """Forget a request; if a worker computes it, its answer will be dropped."""
         self._dequeue(request)
         del self._requests[request.request_id]
-        name, number = request.model, request.version
-        model = self._models[name]
-        self._queues[name, request.client].pending -= 1
-        if number is not None:
-            version = model.versions[number]
-            version.bound -= 1
-            if not version.bound:
-                self.unsettled[name] = None
+        self._queues[request.model, request.client].pending -= 1
+        self._unbind(request)
 
 
 def _is_late(request: InferenceRequest, now: float) -> bool:

@@ -91,10 +91,15 @@ class Pool:
     def cancel(self, request_id: int) -> None:
         self._requests.cancel(request_id)
 
-    def reload(self, model: str) -> int:
+    def reload(self, model: str, share: float = 1.0) -> int:
         request_id = next(self._request_ids)
-        self.catalogue.reload(model, request_id)
+        self.catalogue.reload(model, request_id, share)
         return request_id
+
+    def end_rollout(self, model: str, outcome: str) -> int:
+        """See ``ModelVersions.end_rollout``."""
+        self._requests.unsettled[model] = None
+        return self._models[model].end_rollout(outcome)
 
     def unload(self, model: str) -> None:
         if (newest := self._models[model].newest) is not None:
@@ -301,6 +306,7 @@ class Pool:
         commands: list[PoolCommand] = [*self._refresh(model, now)]
         if advanced := model.advance(self._workers, now):
             self._check_by(now + self._settings.max_load_s)
+        self._requests.free_drawn(model)
         return [*commands, *advanced, *self._refresh(model, now)]
 
     def _refresh(self, model: ModelVersions, now: float) -> list[EndRequest]:

@@ -68,12 +68,14 @@ class InferenceRequest:
     ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
     or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.
     ``client`` identifies the sender: requests with the same value share one queue and one turn.
-    ``is_private``: the sender forbids to keep it.
+    ``is_private``: the sender forbids to keep it. ``repeat_id``: the sender's name for it, or "";
+    during a rollout, requests of the same name are answered by the same version.
 
     The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
     until it runs, the statistics of this version count it. ``size``: see ``size_of``.
     ``runs_alone``: a worker died of it, or of another one in its batch. ``lent``: a remote worker
-    has computed it, or had it in vain.
+    has computed it, or had it in vain. ``is_drawn``: a rollout has drawn it for a new version; if
+    that failed, ``version`` is None again.
     """
 
     model: str
@@ -84,6 +86,7 @@ class InferenceRequest:
     timeout_s: float | None = None
     client: str = ""
     is_private: bool = False
+    repeat_id: str = ""
     request_id: int = 0
     admitted_s: float = 0.0
     deadline_s: float = 0.0
@@ -91,6 +94,7 @@ class InferenceRequest:
     size: int = 0
     runs_alone: bool = False
     lent: bool = False
+    is_drawn: bool = False
     _digest: bytes = b""
 
     @property

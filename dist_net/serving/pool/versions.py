@@ -6,7 +6,8 @@
     LOADING    a worker has loaded it                            SERVING       refresh
     LOADING    no worker can load it, and there are others       CLOSING       _settle
     SERVING    no worker has it any more                         LOADING       refresh
-    SERVING    every worker that has it has the target too       CLOSING       _settle
+    SERVING    every worker that has it has the target too,      CLOSING       _settle
+               unless that is on trial
     any        the model is unloaded                             CLOSING       unload
     CLOSING    no request is bound to it                         unused        _drop_closed
 
@@ -16,6 +17,9 @@ of the gateway, also load the target, but nothing waits for them.
 The *target* is the version that every worker should have. It is settled once every worker has
 loaded it or failed to. If no worker can load it, the last version that a worker has is the target
 again. Workers load a new version one after the other, so that the rest continue to serve.
+
+A target that shall get a share of the requests is on trial, beside the newest version, until its
+``Rollout`` ends. If it is withdrawn, the newest version is the target again.
 """
 
 import logging
@@ -27,7 +31,8 @@ from typing import Any
 
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
 from dist_net.serving.pool.membership import PoolMembership, Worker
-from dist_net.serving.pool.requests import SendToNode
+from dist_net.serving.pool.requests import InferenceRequest, Result, SendToNode
+from dist_net.serving.pool.rollout import Rollout
 from dist_net.serving.pool.statistics import (
     ENDS,
     NO_VERSION,
@@ -42,6 +47,8 @@ logger = logging.getLogger(__name__)
 MAX_LOST_LOADING = 3
 """The number of workers that may be lost while they load a version that no worker has ever loaded;
 after that no further worker loads it."""
+CONFIRMED = "confirmed"
+"""The outcome of a rollout by which the new version replaces the former one."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -56,12 +63,14 @@ class Version:
     """One version, the ``place``-th of its model; ``text`` is its description as JSON.
 
     ``bound``: the number of requests that only this version may answer. ``was_loaded``: a worker
-    has loaded it; ``lost_loading``: the number of workers lost loading it.
+    has loaded it; ``lost_loading``: the number of workers lost loading it. ``share``: of the
+    requests that name no version; below 1, it is on trial.
     """
 
     description: ModelDescription
     text: str
     samples: tuple[EncodedImage, ...] = ()
+    share: float = 1.0
     place: int = 0
     state: VersionState = VersionState.LOADING
     bound: int = 0
@@ -84,7 +93,8 @@ class Version:
 class ModelVersions:
     """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
-    ``newest``: the last version that serves, or served if none does now. ``reason``: why the model,
+    ``newest``: the last version not on trial that serves, or served if none does now. ``rollout``:
+    the last rollout, perhaps ended. ``reason``: why the model,
     or its last version, is not served. ``is_answering``: a live worker has answered for it
     recently. ``is_unloaded``: it was unloaded, and no version has arrived since then. ``came``: the
     number of versions that arrived; ``done``: the number of these that are settled: every worker
@@ -95,6 +105,7 @@ class ModelVersions:
     name: str
     versions: dict[int, Version] = field(default_factory=dict)
     newest: Version | None = None
+    rollout: Rollout | None = None
     is_unloaded: bool = False
     is_answering: bool = False
     reason: str = "no version of it has been loaded yet"
@@ -116,6 +127,11 @@ class ModelVersions:
     @property
     def newest_number(self) -> int:
         return NO_VERSION if self.newest is None else self.newest.description.version
+
+    @property
+    def trial(self) -> Rollout | None:
+        """The rollout under way."""
+        return None if self.rollout is None or self.rollout.outcome else self.rollout
 
     def served(self) -> ServedModel:
         newest = self.newest
@@ -147,7 +163,7 @@ class ModelVersions:
             return None
         for number in reversed(numbers):
             one = self.versions[number]
-            is_serving = one.state is VersionState.SERVING
+            is_serving = one.state is VersionState.SERVING and one.share == 1
             if one is newest or (is_serving and one.takes == newest.takes):
                 return number
         return None
@@ -213,7 +229,7 @@ class ModelVersions:
             if one.state is not VersionState.CLOSING:
                 is_held = number in numbers
                 one.state = VersionState.SERVING if is_held else VersionState.LOADING
-                self.newest = one if is_held else self.newest
+                self.newest = one if is_held and one.share == 1 else self.newest
 
     def advance(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         """Return the commands to load and drop versions; ``refresh`` before and after."""
@@ -223,9 +239,22 @@ class ModelVersions:
         has_closing = any(one.state is VersionState.CLOSING for one in self.versions.values())
         if self._waiting is not None and self._is_settled(workers) and not has_closing:
             number = self._waiting.description.version
+            if self.newest is None:
+                self._waiting.share = 1.0
+            elif self._waiting.share < 1 and self._waiting.takes != self.newest.takes:
+                self.reason = (
+                    f"version {number} takes other inputs, or has other outputs, than version "
+                    f"{self.newest_number}; expected the same, or a reload without a share"
+                )
+                self.done = self._waiting.place
+                self._replace_waiting(None)
+                return commands
             logger.info("version_begins model=%s version=%d", self.name, number)
             self.versions[number] = self._target = self._waiting
             self._waiting = None
+        target = NO_VERSION if self._target is None else self._target.description.version
+        if self.trial is not None and self.trial.number != target:
+            self.trial.outcome = "replaced"
         return [*commands, *self._load(workers, now)]
 
     def report(self, now: float) -> dict[str, Any]:
@@ -247,8 +276,47 @@ class ModelVersions:
                 name: None if latency_s is None else 1e3 * latency_s
                 for name, latency_s in zip(SHARES, latencies_s, strict=True)
             },
+            "rollout": self.rollout and self.rollout.report(),
             "batch_rows": {str(n): counted.batches[n].count for n in sorted(counted.batches)},
         }
+
+    def judge(
+        self, request: InferenceRequest, result: Result, latency_s: float, ended_worker: bool
+    ) -> bool:
+        """Observe an answer during a rollout; return whether its version is withdrawn for it."""
+        trial = self.trial
+        # Those who named a version are no fair sample of the requests.
+        if trial is None or request.version != (trial.number if request.is_drawn else None):
+            return False
+        trial.add(request, result, latency_s, ended_worker)
+        if worse := trial.worse:
+            self.end_rollout(f"withdrawn: {worse}")
+        return bool(worse)
+
+    def end_rollout(self, outcome: str) -> int:
+        """Let the version on trial replace the former one if CONFIRMED, else withdraw it.
+
+        Return the version that answers all requests then; NO_VERSION without a rollout.
+        """
+        target = self._target
+        if target is None or target.share == 1 or self.newest is None:
+            return NO_VERSION
+        logger.warning(
+            "rollout_ends model=%s version=%d outcome=%s answers=%s",
+            *(self.name, target.description.version, outcome, self.trial and self.trial.report()),
+        )
+        if self.trial is not None:
+            self.trial.outcome = outcome
+        if outcome == CONFIRMED:
+            target.share = 1.0
+            return target.description.version
+        self.done, self._target = max(self.done, target.place), self.newest
+        return self.newest_number
+
+    @property
+    def _former(self) -> Version | None:
+        """The version that every worker keeps beside a target on trial."""
+        return self.newest if self._target is not None and self._target.share < 1 else None
 
     def _is_settled(self, workers: PoolMembership) -> bool:
         """Return whether every worker has loaded the target or failed to."""
@@ -273,8 +341,12 @@ class ModelVersions:
         held = [one for one in others if self._holders(one, deciding)]
         if target.state is VersionState.SERVING:
             number = target.description.version
+            if target.share < 1 and self.trial is None:
+                self.rollout = Rollout(number, self.newest_number, target.share)
             for one in others:
-                if all(worker.has(self.name, number) for worker in self._holders(one, deciding)):
+                if one is not self._former and all(
+                    worker.has(self.name, number) for worker in self._holders(one, deciding)
+                ):
                     one.state = VersionState.CLOSING
         elif held or (target.is_given_up and others):
             target.state = VersionState.CLOSING
@@ -307,7 +379,10 @@ class ModelVersions:
         return [
             number
             for number, one in self.versions.items()
-            if (one is self._target or (one.bound and not self._holders(one, deciding)))
+            if (
+                one in (self._target, self._former)
+                or (one.bound and not self._holders(one, deciding))
+            )
             and not worker.has(self.name, number)
             and (self.name, number) not in worker.loading
             and not self._cannot_load(worker, number)

@@ -8,9 +8,10 @@ import pytest
 
 from dist_net.images.labels import Calibration
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos import report_content
 from dist_net.photos.photo_statistics import JudgedImages
-from dist_net.photos.report_content import promise
-from dist_net.serving.gateway.drift import LIMIT, AnswerPromise, Bets, DriftMonitor
+from dist_net.serving.gateway.drift import AnswerPromise, DriftMonitor
+from dist_net.serving.pool.bets import LIMIT, Bets
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from selection import few
 
@@ -28,7 +29,7 @@ def promised(generator: np.random.Generator, images: int) -> AnswerPromise:
     best = answered(generator, KNOWN, images).clip(0.5, 0.9999).astype(np.float32)
     logits = np.log(np.stack([best, 1 - best], 1))
     judged = JudgedImages((), np.zeros(images, np.int64), logits, np.arange(images), 10)
-    found = promise(judged, Calibration(1.0, 0.8, 0.95))
+    found = report_content.promise(judged, Calibration(1.0, 0.8, 0.95))
     return AnswerPromise(**found)
 
 
@@ -36,16 +37,16 @@ def promised(generator: np.random.Generator, images: int) -> AnswerPromise:
 @pytest.mark.parametrize("seed", few(range(10), 1))
 def test_images_as_promised_raise_no_alarm_and_others_do_within_200(seed: int, images: int) -> None:
     generator = np.random.default_rng(seed)
-    bets = Bets(promised(generator, images))
+    bets, promise = Bets(2), promised(generator, images)
     for best in answered(generator, KNOWN, 10_000):
-        bets.add(best < 0.8, 1 - best)
+        bets.add(promise.excesses(best < 0.8, 1 - best))
         assert not bets.is_alarm
     found = answered(generator, UNSEEN, 200)
     for best in found:
-        bets.add(best < 0.8, 1 - best)
+        bets.add(promise.excesses(best < 0.8, 1 - best))
     assert bets.is_alarm
     for best in answered(generator, KNOWN, 2000):
-        bets.add(best < 0.8, 1 - best)
+        bets.add(promise.excesses(best < 0.8, 1 - best))
     assert not bets.is_alarm
 
 
@@ -54,10 +55,11 @@ def test_the_wealth_of_a_bet_does_not_grow_on_average_while_the_promise_holds() 
     generator, limits = np.random.default_rng(0), AnswerPromise(0.2, 0.1, 0.8)
     sums = []
     for _ in range(400):
-        bets = Bets(limits)
+        bets = Bets(2)
         for _ in range(50):
-            bets.add(generator.random() < 0.2, float(generator.random() < 0.1))
-        sums.append(bets._sums.mean())
+            excesses = limits.excesses(generator.random() < 0.2, generator.random() < 0.1)
+            bets.add(excesses)
+        sums.append(bets.sums.mean())
     assert np.mean(sums) < 50 + 4 * np.std(sums) / 20
     assert LIMIT >= 10_000
 

@@ -466,6 +466,23 @@ def test_repository(ask: Ask, service: FakeService) -> None:
     assert (response.status_code, error_of(response)) == (400, "its file is damaged")
 
 
+def test_a_rollout(ask: Ask, service: FakeService) -> None:
+    path = "/v2/repository/models/digits"
+    assert ask("POST", f"{path}/load", json={"parameters": {"share": 0.05}}).is_success
+    assert ask("POST", f"{path}/confirm").json() == {"name": "digits", "version": "8"}
+    assert ask("POST", f"{path}/rollback", json={}).is_success
+    expected = ["reload digits 0.05", "confirmed digits", "rolled back digits"]
+    assert service.done_to_models == expected
+    for share in (0, -0.1, 1.5, True, "0.1", None):
+        response = ask("POST", f"{path}/load", json={"parameters": {"share": share}})
+        assert response.status_code == 400
+    assert ask("POST", "/v2/repository/models/animals/confirm").status_code == 400
+    assert service.done_to_models[3:] == ["confirmed animals"]
+    metrics = ask("GET", "/metrics").text
+    for name, value in (("share", "0.05"), ("errors", "1.0")):
+        assert f'dist_net_rollout_{name}{{model="digits",version="4"}} {value}' in metrics
+
+
 # Images
 
 
