@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from hashlib import sha256
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -46,6 +47,8 @@ WHOLE_COMMANDS = "process", "oracle"
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 PR_SET_CHILD_SUBREAPER = 36
 FAILED = pytest.StashKey[bool]()
+# Longer bytes are told apart by a digest: pytest prints them whole, and a diff of them.
+SHOWN_BYTES = 100
 
 Leaks = dict[str, str]
 
@@ -81,6 +84,22 @@ def is_left_out(item: pytest.Item, config: pytest.Config) -> bool:
     if item.path.relative_to(TESTS).parts[0] in WHOLE_COMMANDS:
         return item.get_closest_marker("main_path") is None
     return item.get_closest_marker("thorough") is not None
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Show long bytes, such as weights, by their digests, in collections too."""
+    shown = [with_digests(each) for each in (left, right)]
+    return None if shown == [left, right] else [f"{shown[0]} {op} {shown[1]}"]
+
+
+def with_digests(value: object) -> object:
+    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
+        return f"<{len(value):,} bytes, SHA-256 {sha256(value).hexdigest()[:12]}>"
+    if type(value) in (list, tuple):
+        return type(value)(map(with_digests, value))
+    if type(value) is dict:
+        return {key: with_digests(each) for key, each in value.items()}
+    return value
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import dist_net
+from dist_net import fit_image
 from dist_net.errors import InterruptedRunError
 from dist_net.ground.checkpoint import read_checkpoint
+from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_report
 from dist_net.photos.fine_tuning import usual_epochs
@@ -47,6 +49,13 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     if find_spec("matplotlib"):
         assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+    record = read_checkpoint(run / "best.safetensors").recipe_record
+    held_out = np.load(run / "held_out.npy")
+    names = json.loads((run / "held_out.json").read_text())["names"]
+    base = ImageRecipe.from_json(record["image_recipe"]).base
+    for image, name in zip(held_out, names, strict=True):
+        fitted = fit_image(photos / name, base.input_shape, base.fitting)
+        np.testing.assert_array_equal(image, fitted, name)
 
     moved = tmp_path / "moved"
     shutil.move(run, moved)
@@ -57,11 +66,10 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert evaluated["test_loss"] == pytest.approx(report["test_loss"], rel=1e-3)
     predicted = start("predict", str(moved), str(image), "--json").result()
     assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
-    calibration = read_checkpoint(moved / "best.safetensors").recipe_record["calibration"]
     assert report["pushes_applied"] == 0  # no cluster trains a head
     assert "out of fold" in told["judged_on"] or "split off" in told["judged_on"]
     most = predicted["predictions"][0]["probability"]
-    assert predicted["unknown"] is (most < calibration["threshold"])
+    assert predicted["unknown"] is (most < record["calibration"]["threshold"])
 
 
 def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
