@@ -21,7 +21,6 @@ from dist_net.errors import (
     NotFiniteError,
     ProcessFailedError,
     RunOverdueError,
-    WorkerRefusedError,
 )
 from dist_net.ground.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.ground.vector import Vector
@@ -193,30 +192,6 @@ def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -
     assert report["workers_joined"] - report["workers_lost"] == 1
 
 
-@pytest.mark.parametrize("consistency", Consistency)
-def test_a_worker_may_leave_in_mid_lease(
-    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, consistency: str
-) -> None:
-    is_computing, may_continue = threading.Event(), threading.Event()
-
-    def pause(runs: int) -> None:
-        if runs == 20:
-            is_computing.set()
-            assert may_continue.wait(60)
-
-    with cluster(consistency=consistency) as run:
-        leaves = run.start_worker(local_of=disturbed(recipe, pause))
-        run.start_worker()
-        assert is_computing.wait(60)
-        leaves.stop("has better things to do")
-        may_continue.set()
-        done = leaves.result()
-        report = run.wait()
-    assert_exact()
-    assert done == Ended("has better things to do", finished=False)
-    assert report["workers_joined"] - report["workers_lost"] == 2
-
-
 def test_a_worker_in_mid_lease_leaves_when_the_run_is_shut_down(
     cluster: OpenCluster, recipe: Recipe
 ) -> None:
@@ -236,68 +211,6 @@ def test_a_worker_in_mid_lease_leaves_when_the_run_is_shut_down(
         done = worker.result(60)
     assert done == Ended("enough", finished=False)
     assert len(steps) < 32
-
-
-def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exact: Check) -> None:
-    """One worker holds its first result back until the other has pushed several."""
-    pushed, taken = threading.Event(), threading.Event()
-
-    def hold_back(runs: int) -> None:
-        if runs == 1:
-            assert pushed.wait(60)
-
-    def wait_for_the_other(runs: int) -> None:
-        if runs == 20:
-            assert taken.wait(60)
-
-    with cluster(consistency="async", local_steps=1) as run:
-        run.start_worker(local_of=disturbed(recipe, hold_back))
-        run.wait(lambda report: report["worker_count"] == 1)
-        run.start_worker(local_of=disturbed(recipe, wait_for_the_other))
-        run.wait(lambda report: report["version"] >= 10)
-        pushed.set()
-        run.wait(lambda report: report["staleness_max"] >= 10)
-        taken.set()
-        report = run.wait()
-    assert_exact()
-    assert sum(report["staleness_histogram"]) == report["pushes_applied"] > 5 * 256 // 8
-    assert sum(report["staleness_histogram"][4:]) > 0  # 8 and more
-
-
-def test_a_result_that_is_not_finite_is_refused_and_computed_again(
-    cluster: OpenCluster, recipe: Recipe, assert_counted: Check, caplog: pytest.LogCaptureFixture
-) -> None:
-    def spoil(runs: int) -> float | None:
-        return np.nan if runs in (3, 23, 43) else None
-
-    with cluster(local_steps=2) as run:
-        run.start_worker(local_of=disturbed(recipe, spoil))
-        report = run.wait()
-        assert_counted(run.snapshot().weights)
-    assert report["gradients_refused"] == 3
-    assert report["workers_joined"] - report["workers_lost"] == 1
-    refusals = [text for text in caplog.messages if text.startswith("result_refused")]
-    assert len(refusals) == 3
-    assert all("name=worker-0" in text for text in refusals)
-
-
-@pytest.mark.parametrize("shares_memory", [True, False])
-def test_a_worker_that_diverges_is_dismissed_and_others_do_its_work(
-    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, shares_memory: bool
-) -> None:
-    def spoil(_runs: int) -> float:
-        return np.inf
-
-    with cluster(epochs=20) as run:
-        run.start_worker()
-        run.wait(lambda report: report["samples"] > 0)
-        diverges = run.start_worker(local_of=disturbed(recipe, spoil), shares_memory=shares_memory)
-        with pytest.raises(WorkerRefusedError, match=naming("'worker-1'", 3, "not finite")):
-            diverges.result()
-        report = run.wait()
-    assert_exact(20)
-    assert report["gradients_refused"] >= 3
-    assert report["workers_joined"] - report["workers_lost"] == 1
 
 
 def test_a_run_that_diverges_ends_with_the_cause_and_keeps_the_checkpoint_before(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import letterbox, resize
@@ -137,26 +136,3 @@ def test_the_originals_own_decoder_differs_by_little(reference: Any) -> None:
         difference = np.abs(load_image(path) - answer * 255)
         assert difference.max() <= 3.01, path.name
         assert difference.mean() <= 0.2, path.name
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
-def test_what_is_stored_without_loss_is_decoded_alike(
-    reference: Any, tmp_path: Path, mode: str
-) -> None:
-    path = tmp_path / "image.png"
-    noise = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
-    Image.fromarray(noise).convert(mode).save(path)
-    (answer,) = reference({f"decode {path.name}": np.array(str(path))}).values()
-    np.testing.assert_array_equal(load_image(path) / np.float32(255), answer)
-
-
-def test_a_photograph_is_turned_alike(reference: Any, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-    paths = [tmp_path / f"turned-{orientation}.jpg" for orientation in range(1, 9)]
-    for orientation, path in enumerate(paths, 1):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(noise).save(path, quality=95, exif=exif)
-    answers = reference({f"decode {path.name}": np.array(str(path)) for path in paths})
-    for path, answer in zip(paths, answers.values(), strict=True):
-        np.testing.assert_array_equal(load_image(path) / np.float32(255), answer, path.name)

@@ -9,17 +9,12 @@ import pytest
 
 from dist_net.data import FetchEvent
 from dist_net.errors import ModelSourceError
-from dist_net.nets.recipe_origins import origin_of
-from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import NamedSource
-from dist_net.nn.inference import prepare
 from dist_net.python.loaded_model import load
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
-from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.run.fit import SingleProcess
 from dist_net.wire.serving_messages import RunBatch
 from naming import naming
 
@@ -40,15 +35,6 @@ targets = inputs @ random.normal(size=(3, 2))
 data = Dataset("plane", inputs, targets, inputs[:50], targets[:50])
 recipe = Recipe(Sequential(Dense(2)), lambda: data, (3,), loss=mean_squared_error,
                 learning_rate=0.1, schedule=Cosine(), epochs=30, input_dtype=np.float32)
-"""
-PLACES = """
-places = random.normal(size=(300, 16))
-labels = np.arange(3000) % 300
-inputs = (places[labels] + 0.01 * random.normal(size=(3000, 16))).astype(np.float32)
-names = [f"place {number}" for number in range(300)]
-data = Dataset("places", inputs, labels, inputs[:300], labels[:300], tuple(names))
-recipe = Recipe(Sequential(Dense(300)), lambda: data, (16,), learning_rate=0.1, epochs=8,
-                input_dtype=np.float32)
 """
 
 
@@ -84,24 +70,3 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
     with pytest.raises(ModelSourceError, match=naming("run", "classes")):
         load(run).classify("photo.png")
-
-
-def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.py"  # as in a run directory
-    path.write_text(COLUMNS + PLACES)
-    loaded = load_recipe(str(path))
-    model, data = loaded.recipe.model, loaded.recipe.load_dataset()
-    training = SingleProcess(loaded.recipe, data)
-    list(training.epochs())
-    assert Evaluator(model, data)(training.weights).accuracy == 1
-    prepared = prepare(model, training.weights)
-    names, weights = data.class_names, training.weights
-    found = FoundModel(
-        *(model, origin_of(loaded.reference).architecture_of(loaded), names, prepared, "key" * 20),
-        *(lambda: weights, True),
-    )
-    settings = WorkerSettings(tmp_path, trust_recipes=True)
-    description, outputs = served(found, tmp_path, data.test_inputs[290:], settings)
-    assert outputs.argmax(1).tolist() == list(range(290, 300))
-    assert description.labels[299] == "place 299"
-    assert (description.has_classes, description.takes_images) == (True, False)

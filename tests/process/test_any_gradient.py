@@ -143,48 +143,4 @@ def test_a_script_trains_with_processes_after_a_few_changed_lines(
     here("replay", run, "--trust-recipe")
 
 
-UNSEEDED = """
-import numpy as np
-from dist_net import Recipe
-
-generator = np.random.default_rng()
-weights = {weights}
-inputs = np.random.default_rng(0).normal(size=(640, 5)).astype(np.float32)[{rows}]
-
-
-def gradient(weights, rows):
-    error = inputs[rows] @ weights - inputs[rows].sum(1)
-    return error @ error, 2 / np.float32(len(rows)) * error @ inputs[rows]
-
-
-recipe = Recipe(gradient=gradient, weights=weights, samples=len(inputs), learning_rate=0.01)
-"""
 ZEROS, DRAWN = "np.zeros(5, np.float32)", "generator.normal(size=5).astype(np.float32)"
-SPLIT = "generator.permutation(640)[:600]"
-
-
-@pytest.mark.parametrize(
-    ("weights", "rows", "named"),
-    [(ZEROS, SPLIT, "gradient.*seed"), (DRAWN, ":", "initial weights.*seed")],
-)
-def test_a_recipe_that_draws_without_a_seed_is_refused_with_the_remedy(
-    start: Start, tmp_path: Path, weights: str, rows: str, named: str
-) -> None:
-    recipe = tmp_path / "unseeded.py"
-    recipe.write_text(UNSEEDED.format(weights=weights, rows=rows))
-    train = start("train", recipe, "--run-dir", tmp_path / "run")
-    assert train.process.wait(120) == 2, train.stderr
-    assert re.search(f"refused.*{named}", train.stderr)
-
-
-def test_a_replay_with_other_samples_names_them(start: Start, tmp_path: Path) -> None:
-    recipe, run, rows = tmp_path / "own.py", tmp_path / "run", tmp_path / "rows.txt"
-    text = UNSEEDED.format(weights=ZEROS, rows="FIRST : FIRST + 600")
-    recipe.write_text(f"FIRST = int(open({str(rows)!r}).read())\n{text}")
-    rows.write_text("0")
-    finished(start("train", recipe, "--run-dir", run))
-    finished(start("replay", run, "--trust-recipe"))
-    rows.write_text("40")
-    replayed = start("replay", run, "--trust-recipe")
-    assert replayed.process.wait(60) == 2
-    assert re.search("gradient .* the run has gradient .* seed", replayed.stderr)

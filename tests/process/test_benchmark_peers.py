@@ -123,21 +123,6 @@ def test_a_bench_of_photos_tells_every_case(capsys: pytest.CaptureFixture[str]) 
     assert "run 1 of 1 on a folder of 30 images" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_bench_measures_what_is_ours_without_a_peer(net: Configuration) -> None:
-    said: list[str] = []
-    measured = darknet53.contest(net, QUICK, with_peers=False, say=said.append)
-    assert set(measured.times["plain"]) == set(darknet53.OURS)
-    assert measured.flops == 2 * (12 * 16 * 8 * 27 + 6 * 8 * (16 * 72 + 8 * 16 + 16 * 72) + 160)
-    summary = darknet53.summary(measured)
-    assert summary["peers"] == []
-    assert list(summary["ratios"]) == ["plain_per_image_batch_8_to_irreproducible"]
-    assert summary["sgemm_gflops"] > 0
-    assert summary["starts"][0]["peak_mb"] > 10
-    assert {row["batch"] for row in summary["results"]} == {1, 2, 4, 8}
-    assert "round 1 of 1: batch 8, threads 2" in said
-
-
 def test_pytorch_trains_the_net_of_the_recipe_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
     (pytorch,) = convolution_training.PEERS
     require(pytorch)
@@ -163,11 +148,3 @@ def test_a_process_that_fails_is_an_error_with_its_last_words(tmp_path: Path) ->
         ),
     ):
         process.order("answer", batch=1, threads=2)
-
-
-def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    with (
-        PeerProcess("peers.sgemm", tmp_path, deadline_s=0.0) as process,
-        pytest.raises(BenchmarkError, match=naming("'version'", "0 s")),
-    ):
-        process.order("version")

@@ -122,13 +122,6 @@ def names_in(directory):
 COMPLETE = [FILE.name]
 
 
-def test_a_download_is_verified_stored_and_shown(server, cache):
-    events = fetch_from(server, cache)
-    assert (cache / FILE.name).read_bytes() == CONTENT
-    assert names_in(cache) == COMPLETE
-    assert events[-1] == FetchEvent(FILE.name, len(BODY), len(BODY))
-
-
 def test_a_connection_that_is_cut_is_taken_up_where_it_broke(server, cache):
     server.cut_after = HALF
     events = fetch_from(server, cache)
@@ -192,13 +185,6 @@ def test_a_length_that_is_not_announced_is_shown_as_unknown(server, cache):
     assert FILE.is_cached(cache)
 
 
-def test_an_unannounced_end_too_early_is_noticed_by_the_content(server, cache):
-    server.says_length, server.cut_after = False, HALF
-    with pytest.raises(SourceError, match="gzip"):
-        fetch_from(server, cache)
-    assert names_in(cache) == []
-
-
 def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
     server.body = gzip.compress(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
     with pytest.raises(SourceError, match=naming(FILE.sha256)):
@@ -208,13 +194,6 @@ def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
     fetch_from(server, cache)
     assert server.ranges == [None, None]
     assert FILE.is_cached(cache)
-
-
-def test_a_body_that_never_ends_is_refused(server, cache):
-    server.body = BODY * 3
-    with pytest.raises(SourceError, match=f"{len(CONTENT):,} bytes"):
-        fetch_from(server, cache)
-    assert names_in(cache) == []
 
 
 def test_a_server_that_never_answers_is_left(server, cache, monkeypatch):
@@ -304,11 +283,6 @@ def test_files_are_copied_from_the_directory_of_an_installed_package(cache, tmp_
     assert (cache / FILE.name).read_bytes() == CONTENT
 
 
-def test_a_package_that_is_not_installed_says_so(cache, tmp_path):
-    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "No such file")):
-        copy_from_directory(tmp_path / "datasets", [FILE], cache, ignore)
-
-
 DIRECTORY = Path("/usr/share/toys")
 
 
@@ -362,13 +336,6 @@ def test_an_apt_that_leaves_nothing_is_noticed(programs, cache):
     programs("apt-get", "exit 0")
     programs("dpkg-deb", "echo dpkg-deb: no archive $2 >&2; exit 2")
     with pytest.raises(SourceError, match=naming("dpkg-deb", "no archive")):
-        from_archive(cache)
-
-
-def test_a_package_without_the_file_says_so(programs, cache):
-    programs("apt-get", "echo deb > toy_1_all.deb")
-    programs("dpkg-deb", "exit 0")
-    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "No such file")):
         from_archive(cache)
 
 
@@ -429,41 +396,12 @@ def test_weights_are_fetched_as_they_are_and_only_once(published, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["toy.weights"]
 
 
-def test_weights_with_the_header_of_another_version_are_as_good(published, tmp_path):
-    published.body = b"\0" * 16 + NUMBERS
-    assert fetch_toy(tmp_path)[0].read_bytes() == published.body
-
-
-@pytest.mark.parametrize("body", [WEIGHTS[:-1], WEIGHTS + b"x", b"<html>", b""])
-def test_weights_of_another_size_are_refused_and_not_kept(published, tmp_path, body):
-    published.body = body
-    with pytest.raises(FetchError, match="124,020 or 124,016"):
-        fetch_toy(tmp_path)
-    assert names_in(tmp_path / "darknet") == []
-
-
 def test_a_mirror_is_asked_for_weights_first(published, tmp_path):
     published.file_name = "elsewhere/toy.weights"
     events = []
     path = fetch_weights(TOY, events.append, tmp_path, [f"{published.url}elsewhere"])
     assert path.read_bytes() == WEIGHTS
     assert published.ranges == [None]
-
-
-def test_without_a_network_it_is_said_how_to_bring_the_weights_by_hand(published, tmp_path):
-    published.good_requests = 0
-    with pytest.raises(FetchError) as caught:
-        fetch_toy(tmp_path)
-    message = str(caught.value)
-    for part in (
-        f"cache directory {tmp_path}/darknet: toy.weights is missing; ",
-        f"download from {published.url}: {published.url}toy.weights: HTTP 404 Not Found",
-        f"{tmp_path}/darknet, decompressed: toy.weights (124,020 or 124,016 bytes); ",
-        "dist-net predict toy --weights FILE IMAGE",
-    ):
-        assert part in message
-    (tmp_path / "darknet" / "toy.weights").write_bytes(WEIGHTS)
-    assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
 
 
 def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeypatch, capfd):
@@ -482,9 +420,3 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
     assert (predict, name, options) == ("predict", "toy", ["--weights", str(path)])
     assert Path(image).is_file()
     assert published.ranges == [None]
-
-
-def test_a_real_one_is_known_by_its_exact_size():
-    assert PUBLISHED["darknet53"].weights_file() == PublishedFile(
-        "darknet53.weights", (20 + 4 * 41_645_640,)
-    )

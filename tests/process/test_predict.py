@@ -1,7 +1,6 @@
 """``dist-net predict`` as a person and as a program use it: what it prints where, and its end."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
-from dist_net.cli import main
 from dist_net.data import dataset_named
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
@@ -141,20 +139,6 @@ def test_few_inputs_are_answered_without_loading_numba(
     assert [line for line in lines if line in ("True", "False")] == ["False", "False", "True"]
 
 
-def test_a_command_starts_no_threads_of_blas(net: list[str], images: list[str]) -> None:
-    """Starting them takes time, although they have nothing to do."""
-    environment = {name: value for name, value in os.environ.items() if "THREADS" not in name}
-    result = subprocess.run(
-        [sys.executable, "-c", LOADED],
-        input=json.dumps([["predict", *net, images[0]]]),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.splitlines()[-1] == "1"
-
-
 def test_a_program_is_answered_in_a_line_for_each(
     start: Start, net: list[str], images: list[str]
 ) -> None:
@@ -170,15 +154,6 @@ def test_a_program_is_answered_in_a_line_for_each(
     assert none["error"].startswith(f"{images[1]}: not an image; expected one of JPEG")
     assert blue["predictions"][0]["label"] == "blue"
     assert command.stderr == ""
-
-
-@pytest.mark.usefixtures("ordinary_process")
-def test_the_exit_code_says_whether_all_some_or_none_were_answered(
-    net: list[str], images: list[str]
-) -> None:
-    red, none, blue = images
-    for given, code in (([red, blue], 0), ([red, none], 1), ([none], 2)):
-        assert main(["predict", *net, *given, "--json"]) == code
 
 
 def test_odd_names_of_files_are_printed(start: Start, net: list[str], tmp_path: Path) -> None:

@@ -155,20 +155,6 @@ def test_launch_makes_an_environment_and_trains(machine: Machine) -> None:
     assert machine.done() == ["venv", "install"]
 
 
-def test_launch_installs_what_a_folder_of_photos_needs(machine: Machine) -> None:
-    (machine.home / "photos").mkdir()
-    code, printed, told = machine.run("scripts/launch", "photos", "--workers", "2")
-    assert (code, printed) == (0, f"dist-net train photos --workers 2\n{machine.home}\n")
-    assert "installing dist_net[fast,plots,pretrained] " in told
-
-
-def test_a_second_call_only_trains(machine: Machine) -> None:
-    first = machine.run("scripts/launch")
-    machine.done()
-    assert machine.run("scripts/launch") == (0, first[1], "")
-    assert machine.done() == []
-
-
 def test_other_dependencies_or_another_place_are_installed_anew(machine: Machine) -> None:
     machine.run("scripts/launch")
     with (machine.checkout / "pyproject.toml").open("a") as file:
@@ -185,14 +171,6 @@ def test_an_environment_whose_python_is_gone_is_made_anew(machine: Machine) -> N
     (machine.checkout / ".venv/bin/python").unlink()
     assert machine.run("scripts/launch")[0] == 0
     assert machine.done() == ["venv", "install", "venv", "install"]
-
-
-def test_a_failed_installation_says_why_and_is_tried_again(machine: Machine) -> None:
-    code, printed, told = machine.run("scripts/launch", DO="fail")
-    assert (code, printed) == (1, "")
-    assert "no such package\n" in told
-    assert machine.run("scripts/launch")[0] == 0
-    assert machine.done() == ["venv", "install", "install"]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
@@ -271,24 +249,6 @@ def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(
     assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} {option}\n{machine.checkout}\n")
     assert f"the system packages {' '.join(packages)}" in told.splitlines()[0]
     assert re.findall(r"here \(package (\w+)\)", told) == packages
-
-
-def test_tests_that_take_minutes_are_given_them(machine: Machine) -> None:
-    _, printed, _ = machine.run("scripts/test", "--slow", "-x")
-    given = f"{ON_EVERY_CORE} -o faulthandler_timeout=900 --slow -x"
-    assert printed == f"pytest {given}\n{machine.checkout}\n"
-
-
-def test_integration_lints_and_checks_types_before_the_suite_which_speaks_last(
-    machine: Machine,
-) -> None:
-    code, printed, told = machine.run(".ci/run")
-    assert code == 0, told
-    tools = "ruff", "mypy", "mkdocs", "pytest"
-    ran = [line.strip() for line in printed.splitlines() if line.startswith(tools)]
-    assert ran[:-1] == ["ruff check", "ruff format --check", "mypy", "mkdocs build --quiet"]
-    assert ran[-1] == f"pytest --all {ON_EVERY_CORE}"
-    assert printed.endswith(f"pytest --all {ON_EVERY_CORE}\n{machine.checkout}\n")
 
 
 def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machine) -> None:

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 from dist_net.ground.checkpoint import read_checkpoint
-from dist_net.wire.codec import decode, encode
-from dist_net.wire.messages import StatusReport, StatusRequest
 
 Start = Callable[..., Any]
 
@@ -56,31 +53,3 @@ def test_strangers_do_not_use_up_the_servers_descriptors(
     assert "checkpoint_failed" not in log
     weights = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").weights
     np.testing.assert_array_equal(weights, np.float32(-20))
-
-
-FIRST_ID = 0x6B8B4567  # of libzmq's in every process, unless the C library's ``rand`` is seeded
-FORESEEN = 40
-
-
-def test_a_peer_cannot_end_a_server_by_the_id_that_the_next_peer_will_have(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    """A server that had not seeded ``rand`` ended with ``zmq_assert``, by signal 6."""
-    server = start(
-        *("parameter-server", counting, "--epochs", "2", "--json"),
-        *("--listen", "tcp://127.0.0.1:0", "--run-dir", str(tmp_path / "run")),
-    )
-    address = server.says(r"--connect (tcp://127.0.0.1:\d+)")[1]
-    with zmq.Context() as context, ExitStack() as opened:
-        announced = [b"\0" + (FIRST_ID + each).to_bytes(4) for each in range(FORESEEN)]
-        for routing_id in [*announced, *FORESEEN * [b""]]:
-            peer = opened.enter_context(context.socket(zmq.DEALER))
-            peer.linger, peer.rcvtimeo = 0, int(DEADLINE_S * 1000)
-            if routing_id:
-                peer.setsockopt(zmq.ROUTING_ID, routing_id)
-            peer.connect(address)
-            peer.send_multipart(encode(StatusRequest(0)))
-            assert isinstance(decode(peer.recv_multipart()), StatusReport)
-    worker = start("worker", counting, "--connect", address)
-    server.result()
-    assert worker.ends() == 0

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_net.processes.launcher import Child, ProcessSpec
 from dist_net.wire.token import TRAINING, JoinToken
 
 Start = Callable[..., Any]
@@ -30,12 +29,3 @@ def test_a_command_that_was_given_a_token_hides_it(start: Start, eventually: Any
     assert words_of(joining.process.pid)[-3:-1] == ["--timeout", "600"]
     joining.process.terminate()
     assert joining.ends() in (130, -15)
-
-
-def test_a_child_never_shows_it(tmp_path: Path) -> None:
-    module = "dist_net.training.run.training_worker_process"
-    child = Child(ProcessSpec("worker", module, (TOKEN,)), tmp_path)
-    try:
-        assert TOKEN not in " ".join(words_of(child.process_id))
-    finally:
-        child.kill()

@@ -98,24 +98,6 @@ def test_a_second_worker_may_die_at_any_moment(example, server, capsys, number: 
     assert applied == samples
 
 
-def test_rounds_end_with_the_same_bits_whoever_dies(example) -> None:
-    found = []
-    for number in (40, 90):
-        with server_with_workers() as (socket, processes):
-            killing = KillingSocket(socket, "worker 2", processes["worker 2"], number)
-            example.serve(killing, processes, weights := initial(example), samples=1200)
-            found.append(weights)
-    np.testing.assert_array_equal(*found)
-
-
-def test_it_ends_when_all_workers_are_dead(example, server) -> None:
-    socket, processes = server
-    for process in processes.values():
-        process.kill()
-    with pytest.raises(SystemExit, match="worker"):
-        example.serve(socket, processes, initial(example), samples=1200)
-
-
 def test_its_gradients_agree_with_differences(example) -> None:
     points, labels = example.spirals(seed=0)
     weights, generator = initial(example), np.random.default_rng(1)

@@ -173,15 +173,6 @@ def test_every_sample_is_applied_though_workers_and_servers_come_and_go(
         assert np.isfinite(each.run.store.state).all()
 
 
-def test_a_lost_workers_lease_is_computed_by_others() -> None:
-    cluster = cluster_of("rounds", [0.01, 0.01, 0.02])
-    for _ in range(60):
-        cluster.step()
-    cluster.kill(cluster.workers["worker-2"])
-    cluster.add_worker("late", 0.02)
-    assert cluster.until_finished() < RUN_SETTINGS.heartbeat_timeout_s + 1.0
-
-
 @pytest.mark.parametrize("consistency", MODES)
 def test_workers_that_wait_for_others_learn_of_the_end(consistency: str) -> None:
     cluster = cluster_of(consistency, [0.01, 0.3])

@@ -55,38 +55,11 @@ def share_of_speeds(cluster: TimedCluster, steps_s: Sequence[float]) -> float:
     return steps_per_s / sum(1 / step_s for step_s in steps_s)
 
 
-def test_nothing_is_rejected_where_nothing_goes_wrong() -> None:
-    cluster = cluster_of([STEP_S] * 3)
-    cluster.until_finished()
-    cluster.schedule.run(cluster.now + 1.0)
-    report = run_report(cluster.run, 0, cluster.now)
-    assert (report["workers_joined"], report["workers_lost"]) == (3, 0)
-    assert (report["pushes_rejected"], report["duplicates_dropped"]) == (0, 0)
-    assert len(cluster.run.members) == 0
-
-
-def test_asynchronous_workers_count_each_sample_by_a_share() -> None:
-    cluster = cluster_of([STEP_S] * 2, consistency=Consistency.ASYNC)
-    cluster.until_finished()
-    np.testing.assert_allclose(cluster.run.store.weights, 1 / 2, atol=1e-6)
-
-
-def test_one_worker_counts_each_sample_once() -> None:
-    cluster = cluster_of([STEP_S])
-    cluster.until_finished()
-    np.testing.assert_array_equal(cluster.run.store.weights, 1)
-
-
 @pytest.mark.parametrize("consistency", [Consistency.ROUNDS, Consistency.ASYNC])
 def test_workers_of_different_speeds_add_up(consistency: Consistency) -> None:
     steps_s = [STEP_S, STEP_S, 2 * STEP_S, 4 * STEP_S]
     cluster = cluster_of(steps_s, consistency=consistency, epochs=20)
     assert share_of_speeds(cluster, steps_s) > 0.95
-
-
-def test_no_worker_waits_for_the_rest_of_a_slow_step() -> None:
-    steps_s = [STEP_S, STEP_S, 2 * STEP_S, 4 * STEP_S]
-    assert share_of_speeds(cluster_of(steps_s, epochs=10), steps_s) > 0.92
 
 
 def test_rounds_of_single_steps_wait_for_the_slowest_worker() -> None:
@@ -108,15 +81,6 @@ def test_a_worker_that_is_far_too_slow_costs_the_others_its_first_lease(
     alone_s = cluster_of([STEP_S] * 3, consistency=consistency).until_finished()
     hindered = cluster_of([1000 * STEP_S, *[STEP_S] * 3], consistency=consistency)
     assert hindered.until_finished() < 1.1 * alone_s + LATE_S
-
-
-def test_leases_of_dead_workers_are_computed_by_the_last_one() -> None:
-    cluster = cluster_of([STEP_S] * 3, samples=24)
-    while cluster.run.ledger.applied_samples < 24:
-        cluster.step()
-    for name in ("worker-0", "worker-1"):
-        cluster.kill(cluster.workers[name])
-    assert cluster.until_finished() < RUN_SETTINGS.heartbeat_timeout_s + 1.0
 
 
 def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() -> None:

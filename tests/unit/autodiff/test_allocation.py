@@ -101,32 +101,3 @@ def test_operations_allocate_no_arrays(build):
     left, peak = allocated(bound.run, 3)
     assert left <= 0
     assert peak < 90_000  # an array has 1,280,000 bytes, or 160,000 if of truth values
-
-
-def convolutional_step(batch):
-    """Loss and gradients of convolutions of every kind, pools and a join, bound."""
-    random = np.random.default_rng(0)
-    x = ad.variable("x", (batch, 28, 28, 3))
-    shapes = [(3, 3, 3, 16), (3, 3, 16, 16), (1, 1, 16, 16), (3, 3, 8, 16), (1, 1, 32, 10)]
-    kernels = [ad.variable(f"kernel_{i}", shape) for i, shape in enumerate(shapes)]
-    wide = ad.max_pool(ad.maximum(ad.conv2d(x, kernels[0]), 0.0), 2)
-    halved = ad.conv2d(wide, kernels[1], 2, 1)
-    pooled = ad.average_pool(ad.conv2d(wide, kernels[2]), 3, 2, 1)
-    grouped = ad.conv2d(pooled, kernels[3], groups=2)
-    joined = ad.max_pool(ad.concatenate([halved, grouped], 3), 3, 1, 1)
-    logits = ad.mean(ad.conv2d(joined, kernels[4]), (1, 2))
-    loss = ad.mean(ad.square(logits))
-    arrays = {
-        node.operation.name: random.standard_normal(node.shape).astype("f4") * 0.1
-        for node in (x, *kernels)
-    }
-    return ad.compile([loss, *ad.gradients(loss, [x, *kernels])]).bind(arrays)
-
-
-def test_a_step_of_a_convolutional_net_allocates_no_arrays():
-    bound = convolutional_step(64)
-    left, peak = allocated(bound.run, 1)
-    assert left <= 0
-    # NumPy takes strided operands through such buffers, too: three at a time, of 32 KiB each. The
-    # smallest map has 200,704 bytes, the rows of a strip 262,144.
-    assert peak < 120_000

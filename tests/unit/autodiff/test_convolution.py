@@ -245,20 +245,6 @@ def test_a_transposed_convolution_is_the_adjoint_of_a_convolution(size, stride, 
     check_gradients(build, x, kernel, rng=np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 1, 1)])
-def test_a_transposed_convolution_is_pytorchs(size, stride, padding):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    x, kernel = draw(2, 4, 3, 3), draw(size, size, 5, 3)
-    inputs = ad.variable("x", x.shape, "f8"), ad.variable("kernel", kernel.shape, "f8")
-    (found,) = ad.evaluate([ad.conv2d_transpose(*inputs, stride, padding)], x=x, kernel=kernel)
-    maps, filters = (
-        torch.tensor(each.transpose(axes))
-        for each, axes in [(x, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1))]
-    )
-    theirs = torch.nn.functional.conv_transpose2d(maps, filters, stride=stride, padding=padding)
-    np.testing.assert_allclose(found, theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("kernel", "padding"), [((2, 2, 5, 4), "same"), ((2, 2, 3), "same"), ((5, 5, 5, 3), 0)]
 )
@@ -296,68 +282,6 @@ def test_random_geometries(geometry):
     agree(draw(*x), draw(*kernel), stride, padding, groups)
 
 
-@settings(FIXED, max_examples=60)
-@given(geometries(), st.sampled_from([np.float32, np.float64]))
-def test_values_and_gradients_are_pytorchs(geometry, dtype):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    x_shape, kernel_shape, stride, padding, groups = geometry
-    try:
-        seen = windows(kernel_shape[:2], stride, padding, x_shape[1:3])
-        shape = (x_shape[0], *seen.output(*x_shape[1:3]), kernel_shape[3])
-    except ShapeError:
-        assume(False)
-    x, kernel, cotangent = (draw(*each).astype(dtype) for each in (x_shape, kernel_shape, shape))
-    their_x = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), requires_grad=True)
-    their_kernel = torch.tensor(
-        np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)), requires_grad=True
-    )
-    (top, bottom), (left, right) = seen.padding
-    around = torch.nn.functional.pad(their_x, (left, right, top, bottom))
-    theirs = torch.nn.functional.conv2d(around, their_kernel, stride=seen.stride, groups=groups)
-    theirs.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
-    expected = [
-        theirs.detach().numpy().transpose(0, 2, 3, 1),
-        their_x.grad.numpy().transpose(0, 2, 3, 1),
-        their_kernel.grad.numpy().transpose(2, 3, 1, 0),
-    ]
-    precision = 50 * np.finfo(dtype).eps * math.sqrt(max(kernel.size, cotangent.size))
-    for value, wanted in zip(
-        ours(x, kernel, cotangent, stride, padding, groups), expected, strict=True
-    ):
-        np.testing.assert_allclose(value, wanted, rtol=precision, atol=precision, strict=True)
-
-
-def test_second_derivatives_are_those_of_autograd():
-    autograd = pytest.importorskip("autograd")
-    pytest.importorskip("scipy", reason="SciPy is not installed")
-    from autograd.scipy.signal import convolve as their_convolve
-
-    x, kernel, weights = draw(2, 5, 6, 3), draw(3, 2, 3, 4) * 0.3, draw(2, 3, 5, 4)
-    direction = np.cos(np.arange(kernel.size)).reshape(kernel.shape)
-
-    def theirs(x, kernel):
-        turned = kernel[::-1, ::-1]
-        out = their_convolve(x, turned, axes=([1, 2], [0, 1]), dot_axes=([3], [2]), mode="valid")
-        out = autograd.numpy.transpose(out, (0, 2, 3, 1))
-        return autograd.numpy.sum(weights * autograd.numpy.tanh(out) ** 2)
-
-    def their_slope(x, kernel):
-        return autograd.numpy.sum(autograd.grad(theirs, 1)(x, kernel) * direction)
-
-    inputs = ad.variable("x", x.shape, "float64"), ad.variable("kernel", kernel.shape, "float64")
-    total = ad.sum(ad.square(ad.tanh(ad.conv2d(*inputs, padding="valid"))) * weights)
-    first = ad.gradients(total, inputs)
-    second = ad.gradients(ad.sum(first[1] * direction), inputs)
-    values = ad.evaluate([total, *first, *second], x=x, kernel=kernel)
-    expected = [
-        theirs(x, kernel),
-        *(autograd.grad(theirs, i)(x, kernel) for i in range(2)),
-        *(autograd.grad(their_slope, i)(x, kernel) for i in range(2)),
-    ]
-    for value, wanted in zip(values, expected, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
 def test_several_threads_find_the_same_and_the_same_bits_each_time(
@@ -388,40 +312,6 @@ def test_several_threads_find_the_same_and_the_same_bits_each_time(
             result.fill(np.nan)
             call()
             np.testing.assert_array_equal(result, value)
-    pool.close()
-
-
-@pytest.mark.parametrize("channels", [7, 8, 13, 40, 75])
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"),
-    [(3, 1, "same"), (5, 2, "same"), (3, 2, 1), (2, 3, "valid"), ((1, 3), 1, ((0, 0), (4, 4)))],
-)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_filter_for_each_channel_gives_the_same_compiled(
-    channels, size, stride, padding, threads, monkeypatch
-):
-    """In float32, with numba and without it."""
-    monkeypatch.setattr(problem, "PRODUCTS", 2000)
-    seen = windows(size, stride, padding, (11, 9))
-    random = np.random.default_rng(channels)
-    x = random.standard_normal((3, 11, 9, channels), np.float32)
-    kernel = random.standard_normal((*seen.size, 1, channels), np.float32)
-    cotangent = random.standard_normal((3, *seen.output(11, 9), channels), np.float32)
-    pool = ThreadPool(threads)
-
-    def computed():
-        out = np.empty_like(cotangent), np.empty_like(x), np.empty_like(kernel)
-        for each in out:
-            each.fill(np.nan)
-        convolve(seen, channels, x, kernel, out[0], pool).call(pool)()
-        input_gradient(seen, channels, cotangent, kernel, out[1], pool).call(pool)()
-        filter_gradient(seen, channels, x, cotangent, out[2], pool)()
-        return out
-
-    fastest = computed()
-    monkeypatch.setattr(training, "compiled_loops", lambda _: None)
-    for value, plain in zip(fastest, computed(), strict=True):
-        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4)
     pool.close()
 
 

@@ -153,31 +153,6 @@ def test_random_geometries_with_many_ties(geometry, name, seed):
         agree(name, x, *how)
 
 
-@settings(FIXED, max_examples=60)
-@given(
-    st.tuples(*[st.integers(1, 8)] * 2),
-    st.integers(1, 4),
-    st.integers(1, 3),
-    st.integers(0, 2),
-    st.integers(0, 100),
-)
-def test_maxima_means_and_the_winners_of_ties_are_pytorchs(map_size, size, stride, padding, seed):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    assume(2 * padding <= size <= min(map_size) + 2 * padding)
-    x = np.random.default_rng(seed).integers(-2, 2, (2, *map_size, 3)).astype(np.float64)
-    names = {"max": torch.nn.functional.max_pool2d, "average": torch.nn.functional.avg_pool2d}
-    for name, theirs in names.items():
-        their_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-        real = {} if name == "max" else {"count_include_pad": False}
-        out = theirs(their_x, size, stride, padding, **real)
-        cotangent = draw(*out.shape)
-        out.backward(torch.tensor(cotangent))
-        wanted = out.detach().numpy(), their_x.grad.numpy()
-        found = ours(name, x, size, stride, padding, cotangent.transpose(0, 2, 3, 1))
-        for value, each in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(value.transpose(0, 3, 1, 2), each, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (2, 1), (3, 3)])
 def test_at_a_tie_the_first_of_the_window_row_by_row_has_the_gradient(size, stride):
     x = np.zeros((1, size, size, 2))

@@ -1,20 +1,17 @@
 """What ``scripts/bench darknet53`` makes of its measurements."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from benchmarks import convolution_training, darknet53, rounds
-from benchmarks.__main__ import show
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, folded, sgemm
 from benchmarks.rounds import Contest, Contestant, Schedule, Start
-from benchmarks.timing import LayerStep, round_us, time_layers
+from benchmarks.timing import LayerStep, time_layers
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import published
@@ -80,30 +77,6 @@ def test_above_blas_is_the_direct_algorithm_at_the_speed_of_matrix_products() ->
     assert not [name for name in without_fast["ratios"] if name.startswith("fast")]
 
 
-def test_a_case_has_the_keys_of_the_command_line() -> None:
-    summary = darknet53.summary(MEASURED)
-    assert summary["results"][2] == {
-        "kernels": "plain",
-        "batch": 8,
-        "threads": 1,
-        "ms_per_image": 140.0,
-        "effective_gflops": 132.6,
-    }
-    assert summary["peers"][0] == {
-        "peer": "onnxruntime",
-        "version": "1.32",
-        "batch": 1,
-        "threads": 2,
-        "ms_per_image": 96.0,
-        "effective_gflops": 193.4,
-    }
-    assert summary["starts"][0] == {
-        "name": "plain",
-        "seconds_to_first_answer": 1.2,
-        "peak_mb": 300.0,
-    }
-
-
 class Answering(Contest):
     """A contest whose processes answer what they are told to."""
 
@@ -138,12 +111,6 @@ def test_a_peer_that_trains_another_net_is_an_error() -> None:
             convolution_training.check_losses(Answering(dist_net=own, pytorch=losses))
 
 
-def test_a_training_step_is_compared_with_each_peer() -> None:
-    rows = [{"name": "dist_net", "us_per_step": 900.0}, {"name": "pytorch", "us_per_step": 1000.0}]
-    assert convolution_training.ratios(rows) == {"conv_training_step_to_pytorch": 0.9}
-    assert convolution_training.ratios(rows[:1]) == {}
-
-
 def test_what_is_not_installed_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {("numba",): "numba not installed"}
     monkeypatch.setattr(rounds, "missing_packages", lambda packages: missing.get(packages, ""))
@@ -174,16 +141,6 @@ def test_each_layer_has_its_own_median() -> None:
     ]
 
 
-def test_a_run_without_steps_has_no_layers() -> None:
-    assert time_layers([], batch=1, seconds=0.0) == []
-
-
-def test_what_is_timed_ran_once_before() -> None:
-    calls = []
-    assert round_us(lambda: calls.append("run"), seconds=0.0) > 0
-    assert len(calls) == 2
-
-
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
@@ -197,15 +154,3 @@ def test_a_layer_that_peers_are_not_given_is_an_error(layer: str, named: str) ->
     network = DarknetNetwork(parse_configuration(text, "other"))
     with pytest.raises(BenchmarkError, match=named):
         folded.fold(network, np.zeros(network.layout.size, np.float32))
-
-
-def test_people_see_every_list_as_a_table() -> None:
-    text = io.StringIO()
-    show(
-        {"results": [{"batch": 8, "ms": 1.5}], "peers": [], "ratios": {"a_to_b": 0.5}, "rate": 2},
-        Console(file=text, width=40),
-    )
-    printed = text.getvalue()
-    for expected in ("results", "batch", "1.5", "a_to_b: 0.5", "rate: 2"):
-        assert expected in printed
-    assert "peers" not in printed

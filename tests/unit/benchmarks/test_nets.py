@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import nets
-from benchmarks.peers import fit_nets, jax_nets, pytorch_nets
+from benchmarks.peers import jax_nets, pytorch_nets
 from benchmarks.peers.nets import COMPILED, NETS, recipe
 from dist_net.training.run.fit import SingleProcess
 
@@ -33,11 +32,3 @@ def test_a_net_learns_its_minibatch(name: str) -> None:
     losses = [training.train(0, 0, net.batch)[0] for _ in range(5)]
     assert math.isfinite(losses[-1])
     assert losses[-1] < losses[0]
-
-
-def test_a_row_has_the_ratio_to_each_peer_that_was_measured() -> None:
-    times = {"dist_net": {(32, 2): 90.0}, "pytorch": {(32, 2): 120.0}}
-    times["fit"] = {(32, 1): 100.0 * fit_nets.STEPS, (32, 2): 50.0 * fit_nets.STEPS}
-    row = nets.figures_of(times, (32, 2))
-    assert (row["us_per_step"], row["to pytorch"], row["to jax"]) == (90.0, 0.75, "")
-    assert (row["fit us_per_step"], row["fit speedup"]) == (50.0, 2.0)

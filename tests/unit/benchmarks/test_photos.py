@@ -4,10 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import photo_accuracy
 from benchmarks.drawn_images import CORNERS, LARGEST_SIDE, MIN_SIDE, draw_folder
-from benchmarks.photo_accuracy import AccuracyPlan
-from benchmarks.photos import INFERENCE, Case, PhotosPlan, ratios
+from benchmarks.photos import INFERENCE, Case, ratios
 
 CASES = [
     Case(INFERENCE, "plain", "0.1", 8, 20_000, 1),
@@ -28,31 +26,6 @@ def test_a_case_is_compared_with_the_same_of_a_peer() -> None:
         "training_step_to_pytorch": 0.75,
         "training_step_peak_memory_to_pytorch": 0.75,
     }
-
-
-def test_a_row_tells_the_share_of_a_image() -> None:
-    assert CASES[4].row == {
-        "name": "training_step",
-        "model": "efficientnet-lite0",
-        "batch": 32,
-        "threads": 2,
-        "ms_per_image": 60.0,
-        "peak_mb": 3000.0,
-    }
-    assert CASES[-1].row["peak_mb"] is None
-
-
-def test_leads_are_in_points_and_the_lowest_head_counts() -> None:
-    heads = [{"head": 0.91, "scikit_learn": 0.9}, {"head": 0.895, "scikit_learn": 0.9}]
-    assert photo_accuracy.ratios(heads) == {"head_points_above_scikit_learn": -0.5}
-    assert photo_accuracy.ratios([]) == {}
-
-
-def test_a_small_scale_leaves_something_to_measure() -> None:
-    plan = PhotosPlan.scaled(0.001)
-    assert (plan.schedule.rounds, plan.schedule.starts, plan.run_count) == (1, 1, 5)
-    assert plan.accuracy == AccuracyPlan(8, 20)
-    assert PhotosPlan.scaled(1).accuracy == AccuracyPlan()
 
 
 def test_drawn_images_are_those_of_their_seed_and_part(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import duress, serving
+from benchmarks import serving
 from benchmarks.http_load import Connection, Results, Task
 from benchmarks.served import TINY_SHAPE, PoolSize, image_requests, row_requests
 
@@ -84,16 +84,6 @@ def test_an_answer_after_the_end_is_none_of_the_throughput() -> None:
     assert summary["p50_ms"] == pytest.approx(200.0)
 
 
-def test_an_answer_before_the_ramp_has_ended_is_none_of_the_throughput_either() -> None:
-    found = results(deadline_s=0.5)
-    found.start, found.stop = 2.0, 4.0
-    for now in (1.9, 2.0, 3.0, 4.1):
-        found.note(200, now - 0.1, now, 0, answer(1.0))
-    summary = found.summary(2.0)
-    assert (summary["requests_per_s"], summary["in_time_per_s"]) == (1, 1)
-    assert summary["statuses"] == {"200": 4}
-
-
 def test_the_engine_s_best_size_is_best_over_all_rounds_and_not_in_a_lucky_one() -> None:
     rounds = [{4: 10.0, 8: 11.0}, {4: 15.0, 8: 11.0}, {4: 10.0, 8: 11.5}]
     assert serving.best_size(rounds) == 8
@@ -117,10 +107,6 @@ def test_a_pool_s_share_is_of_the_engine_in_the_same_round() -> None:
     assert pool.options == ("--workers", "1", "--threads", "2")
 
 
-def test_without_an_answer_there_are_no_percentiles() -> None:
-    assert results().summary(1.0)["p99_ms"] is None
-
-
 @pytest.mark.parametrize(("is_exact", "wrong"), [(False, 1), (True, 2)])
 def test_an_answer_that_is_not_the_first_one_to_its_request_is_wrong(
     is_exact: bool, wrong: int
@@ -132,30 +118,6 @@ def test_an_answer_that_is_not_the_first_one_to_its_request_is_wrong(
     found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0 + 1e-7))
     found.note(200, 0.0, 0.1, 0, answer(1.0, 2.1))
     assert found.wrong == wrong
-
-
-def test_what_is_neither_an_answer_nor_a_refusal_is_told_apart() -> None:
-    found = results()
-    found.note(200, 0.0, 0.1, 0, answer(1.0))
-    found.note(503, 0.0, 0.1, 0, b"")
-    found.note(500, 0.0, 0.1, 0, b"")
-    case = duress.case_of(found.summary(1.0), "p99_ms")
-    assert (case["answered"], case["refused"], case["other_statuses"]) == (1, 1, {"500": 1})
-    assert case["p99_ms"] == 100.0
-
-
-def test_ratios_compare_latency_of_one_client_and_throughput_of_many() -> None:
-    def row(clients: int, per_s: float, p50_ms: float, **more: Any) -> dict[str, Any]:
-        return {"interface": "http", "clients": clients, "requests_per_s": per_s, **more} | {
-            "p50_ms": p50_ms
-        }
-
-    ours = [row(1, 2000, 0.5), row(16, 5000, 3.0)]
-    theirs = [row(1, 700, 2.0, peer="other"), row(16, 1000, 9.0, peer="other")]
-    assert serving.ratios(ours, theirs) == {
-        "p50_ms_1_clients_to_other": 0.25,
-        "requests_per_s_16_clients_to_other": 5.0,
-    }
 
 
 def test_requests_are_of_the_open_inference_protocol(tmp_path: Path) -> None:

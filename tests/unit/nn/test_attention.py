@@ -5,7 +5,6 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net import nn
-from dist_net.autodiff.check import check_gradients
 from dist_net.errors import DTypeError, IndexRangeError, ParameterError, ShapeError
 from naming import naming
 
@@ -90,27 +89,6 @@ def test_the_widths_and_heads_are_checked():
         applied(nn.MultiHeadAttention(2), X[0])
     with pytest.raises(ShapeError, match=naming("heads", 0)):
         nn.MultiHeadAttention(0)
-
-
-def test_the_slopes_of_attention_and_layer_norm_are_those_of_differences():
-    shapes = {"kernel": (4, 12), "bias": (12,), "output_kernel": (4, 4), "output_bias": (4,)}
-
-    class Given(nn.Scope):
-        """A scope whose parameters are these expressions, in this order."""
-
-        def __init__(self, *expressions):
-            super().__init__()
-            self.left = list(expressions)
-
-        def parameter(self, name, shape, initializer):
-            return self.left.pop(0)
-
-    def function(x, *parameters):
-        normal = nn.LayerNorm()(x, Given(*parameters[:2]))
-        return nn.MultiHeadAttention(2, causal=True)(normal, Given(*parameters[2:]))
-
-    at = [RNG.standard_normal(shape) for shape in ((2, 3, 4), (4,), (4,), *shapes.values())]
-    check_gradients(function, *at, rng=RNG)
 
 
 def test_an_embedding_and_its_unembedding_share_a_table_and_its_gradient():

@@ -14,13 +14,8 @@ from dist_net.errors import ParameterError, ShapeError
 from dist_net.ground.vector import Vector
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
-from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import RunState
-from dist_net.wire.messages import Join, Push
 from naming import naming
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers
@@ -68,12 +63,6 @@ def test_buffers_lie_after_all_parameters() -> None:
     views = layout.views(initial)
     views["centered/mean"][:] = 7
     assert (initial[-5:-2] == 7).all()
-
-
-def test_a_network_without_buffers_is_trained_as_a_whole() -> None:
-    layout = nn.Model(nn.Sequential(nn.Flatten(), nn.Rescale(), nn.Dense(3)), (2, 2)).layout
-    assert layout.size == layout.trained_size
-    assert layout.momenta == layout.buffers == ()
 
 
 def test_a_name_is_given_once_to_a_parameter_or_a_buffer() -> None:
@@ -175,64 +164,11 @@ def test_the_average_stays_among_what_was_observed(values: list[float], momentum
 # Averaging over workers
 
 
-@pytest.mark.parametrize("consistency", Consistency)
-def test_buffers_of_several_workers_stay_among_their_values(consistency: Consistency) -> None:
-    """A moving mean of 20,000 beside a variance of 1e-3, whoever pushes and whenever."""
-    settings = RunSettings(
-        *("r", "d", (("weight", (300,)), ("mean", (1,)), ("variance", (1,))), 4000, 1, 4),
-        optimizer=Adam(),
-        momenta=(0.9, 0.9),
-        consistency=consistency,
-    )
-    run = RunState(settings, np.append(np.zeros(300, np.float32), vector(20_000, 1e-3)))
-    members = [
-        run.members.join(b"%d" % each, Join(f"{each}", each, "", 3), 0.0) for each in range(3)
-    ]
-    members[0].shared = True  # the others exchange packed states
-    random, packing = np.random.default_rng(0), settings.packing
-    while run.ledger.applied_samples < 3000:
-        for member in members:
-            run.grant(member, 0.0)
-        for member in random.permutation(np.array(members, object)):
-            if (lease := run.ledger.lease_of(member.worker_id)) is None:
-                continue
-            state = base = member.base.copy()
-            if not member.shared:
-                packing.unpack_base(packing.pack_base(base), out=base)
-                state = base.copy()
-            state[:300] += random.normal(size=300).astype(np.float32)
-            state[300:302] = 20_000 + random.uniform(-1, 1), random.uniform(0.5e-3, 1.5e-3)
-            state[-1] += 1  # step
-            sent = state if member.shared else packing.pack_result(base, state)
-            push = Push(member.worker_id, 0, 0, lease.lease_id, 1.0, 1, 0.0, sent)
-            assert run.accept(member, push, 0.0) is not None
-        mean, variance = run.store.weights[300:]
-        assert 19_999 <= mean <= 20_001
-        assert 0.5e-3 <= variance <= 1.5e-3
-
-
 # In one process, and by its recipe
 
 
 def a_recipe(network: nn.Layer) -> Recipe:
     return Recipe(network, "digits", (8, 8), optimizer=Adam(), learning_rate=0.01, epochs=6)
-
-
-def test_one_process_learns_with_batch_norm(digits: Dataset) -> None:
-    network = nn.Sequential(
-        nn.Rescale(), nn.Flatten(), nn.Dense(24), nn.BatchNorm(activation=nn.relu), nn.Dense(10)
-    )
-    recipe = a_recipe(network)
-    model = recipe.model
-    training = SingleProcess(recipe, digits, seed=1)
-    results = list(training.epochs())
-    assert results[-1].loss < 0.2 * results[0].loss
-    evaluate, trained = Evaluator(model, digits), model.layout.trained_size
-    learned = evaluate(training.weights)
-    assert learned.accuracy > 0.9
-    forgotten = training.weights.copy()
-    forgotten[trained:] = recipe.initial_weights(1)[trained:]
-    assert evaluate(forgotten).loss > 1.5 * learned.loss  # the buffers matter
 
 
 def test_the_digest_tells_a_buffer_from_a_parameter_and_momenta_apart(digits: Dataset) -> None:

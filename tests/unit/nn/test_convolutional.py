@@ -175,28 +175,3 @@ def test_filters_that_do_not_divide_into_groups_are_refused() -> None:
 def test_less_than_one_filter_or_group_is_refused(filters: int, groups: int) -> None:
     with pytest.raises(ShapeError, match=naming("Conv2D", "at least 1")):
         nn.Conv2D(filters, 3, groups=groups)
-
-
-def test_a_small_network_learns_to_tell_bars_that_lie_from_bars_that_stand() -> None:
-    network = nn.Sequential(
-        nn.Rescale(),
-        nn.Conv2D(8, 3, activation=nn.leaky_relu),
-        nn.MaxPool(2),
-        nn.Conv2D(8, 3, activation=nn.leaky_relu),
-        nn.GlobalAveragePool(),
-        nn.Dense(2),
-    )
-    model = nn.Model(network, (8, 8, 1))
-    random = np.random.default_rng(0)
-    inputs, labels = np.zeros((64, 8, 8, 1), np.uint8), random.integers(0, 2, 64).astype(np.uint8)
-    for image, label in zip(inputs, labels, strict=True):
-        place = random.integers(0, 8)
-        (image if label else image.swapaxes(0, 1))[place] = 255
-    weights = model.layout.initial(random)
-    gradient = np.zeros_like(weights)
-    plan = model.compile_training(64, random)
-    step = model.bind_training(plan, inputs, labels, weights, gradient)
-    for _ in range(150):
-        loss, right = step.run()[:2]
-        weights -= 0.3 * gradient
-    assert (float(loss) < 0.1, int(right)) == (True, 64)

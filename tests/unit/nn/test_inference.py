@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler.specialise import specialise
@@ -202,22 +201,6 @@ def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of, co
     session = inference_of(model, weights_of(model), batch_size=4, compiled=compiled)
     named = re.findall(r"Convolution by (\w+)", str(session.plan(4)))
     assert set(named) == {plain, "winograd2"}
-
-
-def test_blas_has_one_thread_while_a_session_computes(inference_of, monkeypatch):
-    def threads():
-        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
-
-    def run(self):
-        seen.append(threads())
-        return plain(self)
-
-    seen, plain, model = [], ad.BoundPlan.run, model_of()
-    with threadpool_limits(2, user_api="blas"):
-        session = inference_of(model, weights_of(model))
-        monkeypatch.setattr(ad.BoundPlan, "run", run)
-        session(samples(model, 1))
-        assert (seen, threads()) == ([{1}], {2})
 
 
 def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):

@@ -132,20 +132,6 @@ def test_a_loss_is_its_formula(
     assert slope == pytest.approx((gradient * direction).sum(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize(("loss", "outputs", "targets", "_", "theirs"), CASES.values(), ids=CASES)
-def test_a_loss_and_its_gradient_are_pytorchs(
-    loss: Loss | str, outputs: Any, targets: Any, _: Any, theirs: Any
-) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    losses, gradient = losses_and_gradient(loss, outputs, targets)
-    x = torch.tensor(outputs, requires_grad=True)
-    y = torch.tensor(targets["target"] if targets.dtype.names else targets)
-    expected = theirs(torch.nn.functional, x, y)
-    expected.mean().backward()
-    np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=1e-6)
-    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-5, atol=1e-8)
-
-
 ROWS = RANDOM.normal(size=(80, 3)).astype(np.float32)
 IS_LARGER = (ROWS[:, 0] > ROWS[:, 1]).astype(np.int64)
 

@@ -28,30 +28,6 @@ def parameters(layer: Recurrent, random: np.random.Generator) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_values_and_gradients_are_pytorchs(kind: type[Recurrent]) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    random, layer = np.random.default_rng(0), kind(4, return_sequences=True)
-    x, arrays = random.standard_normal((3, 5, 2)), parameters(layer, random)
-    nodes = {name: ad.variable(name, array.shape, "f8") for name, array in arrays.items()}
-    output = layer(ad.variable("x", x.shape, "f8"), GivenParameters(nodes))
-    loss = ad.sum(ad.square(output))
-    found, *slopes = ad.evaluate([output, *ad.gradients(loss, list(nodes.values()))], x=x, **arrays)
-
-    # PyTorch's order is reset, update, candidate; and input, forget, candidate, output.
-    order = np.r_[4:8, 0:4, 8:12] if kind is nn.GRU else np.r_[0:8, 12:16, 8:12]
-    theirs = getattr(torch.nn, kind.__name__)(2, 4, batch_first=True, dtype=torch.float64)
-    names = ["weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0"]
-    values = [torch.tensor(array.T[order]) for array in arrays.values()]
-    theirs.load_state_dict(dict(zip(names, values, strict=True)))
-    expected = theirs(torch.tensor(x))[0]
-    expected.square().sum().backward()
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-12)
-    for name, slope in zip(names, slopes, strict=True):
-        wanted = getattr(theirs, name).grad.numpy()
-        np.testing.assert_allclose(slope.T[order], wanted, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
 def test_first_and_second_derivatives_agree_with_differences(kind: type[Recurrent]) -> None:
     random, layer = np.random.default_rng(1), kind(2)
     x, arrays = random.standard_normal((2, 3, 2)), parameters(layer, random)

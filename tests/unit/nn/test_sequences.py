@@ -248,25 +248,6 @@ def test_a_reversed_layer_reads_backwards_and_answers_in_order(kind: type[Recurr
 # Convolution, pools and norms
 
 
-@pytest.mark.parametrize(
-    ("options", "theirs"),
-    [
-        ({"padding": "valid"}, {}),
-        ({"padding": 2, "stride": 2}, {"padding": 2, "stride": 2}),
-        ({"padding": "same", "dilation": 2}, {"padding": "same", "dilation": 2}),
-        ({"groups": 2, "padding": "valid", "use_bias": False}, {"groups": 2}),
-    ],
-)
-def test_convolution_along_t_is_pytorchs(options: dict[str, Any], theirs: dict[str, Any]) -> None:
-    ours = InFloat64(nn.Conv1D(6, 3, **options), X)
-    given = tensors_of(ours.floats)
-    from torch.nn import functional
-
-    kernel = given["kernel"][0].permute(2, 1, 0)
-    output = functional.conv1d(given["x"].transpose(1, 2), kernel, given.get("bias"), **theirs)
-    require_alike(ours, {"": output.transpose(1, 2)}, given)
-
-
 def test_convolution_and_pools_along_t_are_those_of_each_window() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(X, 3, 1)  # (N, T', C, 3)
     layer = InFloat64(nn.Conv1D(6, 3, padding="valid"), X)
@@ -292,31 +273,6 @@ def test_a_causal_convolution_sees_no_later_step() -> None:
     assert np.all(found[:, 3:] != whole[:, 3:])
 
 
-@pytest.mark.parametrize(
-    ("layer", "name", "options"),
-    [
-        (nn.MaxPool1D(2), "max_pool1d", {"kernel_size": 2}),
-        (nn.MaxPool1D(3, 2, 1), "max_pool1d", {"kernel_size": 3, "stride": 2, "padding": 1}),
-        (nn.AveragePool1D(2, 1), "avg_pool1d", {"kernel_size": 2, "stride": 1}),
-        (
-            nn.AveragePool1D(3, padding=1),
-            "avg_pool1d",
-            {"kernel_size": 3, "padding": 1, "count_include_pad": False},
-        ),
-        (nn.GlobalMaxPool(), "adaptive_max_pool1d", {"output_size": 1}),
-        (nn.GlobalAveragePool(), "adaptive_avg_pool1d", {"output_size": 1}),
-    ],
-)
-def test_pools_along_t_are_pytorchs(layer: nn.Layer, name: str, options: dict[str, Any]) -> None:
-    ours = InFloat64(layer, X)
-    given = tensors_of(ours.floats)
-    from torch.nn import functional
-
-    output = getattr(functional, name)(given["x"].transpose(1, 2), **options).transpose(1, 2)
-    require_alike(ours, {"": output[:, 0] if name.startswith("adaptive") else output}, given)
-    require_slopes(ours)
-
-
 def test_global_pools_reduce_maps_and_volumes() -> None:
     x = RNG.standard_normal((2, 3, 4, 2, 5))
     for layer, reduced in ((nn.GlobalMaxPool(), x.max), (nn.GlobalAveragePool(), x.mean)):
@@ -330,19 +286,6 @@ def test_the_mean_over_t_leaves_padding_out() -> None:
     found = layer.values_and_gradients({})[0][""]
     np.testing.assert_allclose(found, [X[0].mean(0), X[1, :2].mean(0), np.zeros(4)], rtol=1e-12)
     require_slopes(layer)
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 3, 2, 4), (3, 4)], ids=str)
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_group_norm_is_pytorchs(shape: tuple[int, ...], groups: int) -> None:
-    ours = InFloat64(nn.GroupNorm(groups), RNG.standard_normal(shape))
-    require_slopes(ours)
-    given = tensors_of(ours.floats)
-    from torch.nn import functional
-
-    x = given["x"].movedim(-1, 1)
-    output = functional.group_norm(x, groups, given["gamma"], given["beta"])
-    require_alike(ours, {"": output.movedim(1, -1)}, given)
 
 
 def test_each_group_has_mean_0_and_variance_1() -> None:

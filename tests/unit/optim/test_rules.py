@@ -152,21 +152,6 @@ def test_float32_stays_float32_and_close_to_float64(name: str) -> None:
     np.testing.assert_allclose(single, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_rmsprop_is_pytorchs_for_gradients_far_above_epsilon() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    random = np.random.default_rng(5)
-    weights = random.standard_normal(100)
-    gradients = random.uniform(1, 2, (len(LEARNING_RATES), 100))
-    theirs = torch.tensor(weights)
-    optimizer = torch.optim.RMSprop([theirs], alpha=0.9, eps=1e-12)
-    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
-        theirs.grad = torch.tensor(gradient)
-        optimizer.step()
-    state = run(RMSprop(epsilon=1e-12).start(100, np.float64), weights, gradients)
-    np.testing.assert_allclose(state[:100], theirs.numpy(), rtol=1e-9)
-
-
 @pytest.mark.parametrize(
     "limits", [(), (3.0,), (0.0, 0.9), (3.0, 0.9)], ids=["", "clipped", "averaged", "both"]
 )

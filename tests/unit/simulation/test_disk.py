@@ -1,6 +1,5 @@
 """A disk in memory: what a failing host loses, what a full disk refuses, where a process dies."""
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -64,32 +63,3 @@ def test_a_file_that_is_replaced_is_the_old_one_or_the_new_one_wherever_its_writ
     own.kill_after = None
     write(own, NEW)
     assert own.read(PATH) == NEW
-
-
-def test_a_full_disk_has_room_for_some_writes_and_for_parts_of_others() -> None:
-    own = disk()
-    file = own.append_to(PATH, 0)
-    own.failure = errno.ENOSPC
-    written = []
-    for _ in range(100):
-        try:
-            written.append(file.write(OLD))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017
-    assert len(written) in range(20, 60)
-    assert {0 < size < len(OLD) for size in written} == {True, False}
-    assert len(own.read(PATH)) == sum(written)
-
-
-def test_a_disk_that_is_read_only_or_cannot_sync_leaves_the_old_file() -> None:
-    own = disk()
-    write(own, OLD)
-    for failure in (errno.EROFS, errno.EIO):
-        own.failure = failure
-        with pytest.raises(OSError, match=r".") as failed:
-            write(own, NEW)
-        assert failed.value.errno == failure
-    own.failure = None
-    assert own.read(PATH) == OLD
-    with pytest.raises(FileNotFoundError):
-        own.read(PATH.with_suffix(".other"))

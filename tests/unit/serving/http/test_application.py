@@ -32,7 +32,7 @@ from dist_net.serving.http.page_files import PAGE, page_routes
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS, Refusals
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.description import EncodedImage, ServedModel
-from dist_net.serving.pool.requests import InferenceRequest, Result, Status
+from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
 from naming import naming
@@ -121,12 +121,6 @@ def test_a_model_is_asked(given: str, ask: Ask, service: FakeService) -> None:
     assert np.array_equal(data, probabilities(request)[0])
 
 
-def test_a_version_is_asked(ask: Ask, service: FakeService) -> None:
-    response = ask("POST", "/v2/models/digits/versions/2/infer", json=INFER)
-    assert response.json()["model_version"] == "2"
-    assert service.requests[0].version == 2
-
-
 OLD_ANIMALS = described(
     "animals", 5, input_shape=(5,), classes=4, labels=("a", "b", "c"), takes_images=True
 )
@@ -158,45 +152,6 @@ def test_a_named_version_is_described_and_checked_by_its_own_shape(
         assert "no version 9" in error_of(ask("GET", path))
 
 
-@pytest.mark.usefixtures("with_older")
-def test_an_answer_has_the_labels_of_the_version_that_gave_it(
-    ask: Ask, service: FakeService
-) -> None:
-    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
-    for labels in (("cat", "dog", "hen"), ("a", "b", "c")):
-        service.scripted = [Result(Status.OK, 5, row, labels=labels)] * 2
-        best = ask("POST", "/v1/models/animals/classify", content=JPEG).json()["predictions"][0]
-        assert best["label"] == labels[1]
-        tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
-        wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
-        answer = ask(
-            "POST", "/v2/models/animals/infer", json={"inputs": [tensor], "outputs": wanted}
-        ).json()
-        assert answer["outputs"][0]["data"] == [f"0.700000:1:{labels[1]}"]
-
-
-def test_images_go_in_binary_and_classes_come_out(ask: Ask, service: FakeService) -> None:
-    raw = bytes_of_elements([JPEG, b"second"])
-    request = {
-        "inputs": [
-            {
-                "name": "input",
-                "shape": [2],
-                "datatype": "BYTES",
-                "parameters": {"binary_data_size": len(raw)},
-            }
-        ],
-        "outputs": [{"name": "probabilities", "parameters": {"classification": 1}}],
-    }
-    text = json.dumps(request).encode()
-    headers = {"Inference-Header-Content-Length": str(len(text))}
-    response = ask("POST", "/v2/models/animals/infer", content=text + raw, headers=headers)
-    (output,) = response.json()["outputs"]
-    assert output["shape"] == [2, 1]
-    assert [each.rpartition(":")[2] for each in output["data"]] == ["dog", "dog"]
-    assert [bytes(each.payload) for each in service.requests] == [JPEG, b"second"]
-
-
 def test_a_binary_answer_says_where_its_json_ends(ask: Ask) -> None:
     request = INFER | {"parameters": {"binary_data_output": True}}
     response = ask("POST", "/v2/models/digits/infer", json=request)
@@ -204,13 +159,6 @@ def test_a_binary_answer_says_where_its_json_ends(ask: Ask) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
     assert json.loads(response.content[:length])["outputs"][0]["parameters"]
     assert len(response.content) == length + 12
-
-
-def test_a_raw_body_is_asked(ask: Ask, service: FakeService) -> None:
-    headers = {"Inference-Header-Content-Length": "0"}
-    assert ask("POST", "/v2/models/animals/infer", content=JPEG, headers=headers).is_success
-    expected = InferenceRequest("animals", JPEG, is_image=True, client="127.0.0.1:123")
-    assert service.requests == [expected]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
@@ -542,18 +490,6 @@ def test_each_image_of_a_form_is_known_or_not(ask: Ask, service: FakeService) ->
     assert [each["unknown"] for each in answer["images"]] == [False, True]
 
 
-def test_the_classification_extension_has_no_word_for_unknown(
-    ask: Ask, service: FakeService
-) -> None:
-    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
-    service.scripted = [Result(Status.OK, 7, row, labels=ANIMALS.labels, unknown_below=0.9)]
-    tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
-    wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
-    request = {"inputs": [tensor], "outputs": wanted}
-    answer = ask("POST", "/v2/models/animals/infer", json=request).json()
-    assert answer["outputs"][0]["data"] == ["0.700000:1:dog"]
-
-
 def test_the_only_model_needs_no_name(ask: Ask, service: FakeService) -> None:
     del service.served["digits"]
     assert ask("POST", "/v1/classify", content=JPEG).json()["model"] == "animals"
@@ -573,11 +509,6 @@ def test_a_bad_image_of_a_form_fails_alone(ask: Ask, service: FakeService) -> No
     assert len(images[0]["predictions"]) == len(images[2]["predictions"]) == 3
     assert [bytes(each.payload) for each in service.requests] == [each[1][1] for each in files]
     assert {each.version for each in service.requests} == {7}
-
-
-def test_a_form_of_one_file_is_answered_as_a_body_is(ask: Ask) -> None:
-    response = ask("POST", "/v1/models/animals/classify", files={"f": ("a", JPEG)})
-    assert "predictions" in response.json()
 
 
 def test_a_form_none_of_whose_images_is_answered_is_an_error(
@@ -707,14 +638,6 @@ def test_a_sample_that_is_not_there_is_refused(ask: Ask, number: str) -> None:
 
 
 @pytest.mark.usefixtures("with_samples")
-def test_samples_need_the_token_too(service: FakeService, page: Path, tokens: TokenFile) -> None:
-    ask = asking(service, page, tokens=tokens)
-    for path in ("/v1/models/animals/samples", "/v1/models/animals/samples/0"):
-        assert ask("GET", path).status_code == 401
-        assert ask("GET", path, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
-
-
-@pytest.mark.usefixtures("with_samples")
 def test_the_pool_tells_the_page_how_a_model_takes_images(ask: Ask) -> None:
     digits, animals = ask("GET", "/pool").json()["models"]
     told = "input_shape", "fitting", "unknown_below", "samples"
@@ -818,14 +741,6 @@ def test_the_log_says_how_many_refusals_it_left_out(
     assert len(logged) == 22
     assert "100" in logged[20]
     assert refusals.counts == {404: 121}
-
-
-def test_no_counter_changes_when_a_version_is_dropped(ask: Ask, service: FakeService) -> None:
-    ask("POST", "/v2/models/digits/infer", json=INFER)
-    before = [line for line in ask("GET", "/metrics").text.splitlines() if "digits" in line]
-    counted = service.counted["digits"]
-    counted[NO_VERSION].absorb(counted.pop(3))
-    assert [line for line in ask("GET", "/metrics").text.splitlines() if "digits" in line] == before
 
 
 @pytest.mark.usefixtures("with_samples")

@@ -191,14 +191,6 @@ def test_one_that_no_worker_could_load_says_why() -> None:
     assert "no memory" in desk.results[reload].reason
 
 
-def test_one_that_could_not_be_read_says_why() -> None:
-    desk = Desk("m")
-    reload = desk.reload()
-    desk.comes(2, requested=2, reason="no such file")
-    desk.requests()
-    assert desk.results == {reload: Result(Status.BAD_INPUT, reason="no such file")}
-
-
 def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it() -> None:
     desk = Desk("m", "another")
     first, second = desk.reload(), desk.reload()

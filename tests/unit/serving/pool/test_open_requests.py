@@ -6,8 +6,6 @@ from itertools import count
 
 import pytest
 
-from described import described
-from dist_net.serving.pool.membership import RunningBatch, Worker
 from dist_net.serving.pool.open_requests import (
     REMEMBERED_S,
     BatchTerms,
@@ -71,33 +69,11 @@ def test_clients_that_come_once_are_forgotten(queue: OpenRequests) -> None:
     assert come(range(1000, 5000)) <= come(range(1000)) + 50
 
 
-def test_clients_take_turns_within_a_batch(queue: OpenRequests) -> None:
-    for client in "aaaabbc":
-        add(queue, client)
-    assert numbers(take(queue)) == [1, 5, 7, 2, 6, 3, 4]
-
-
 def test_a_batch_is_only_as_large_as_ends_in_time(queue: OpenRequests) -> None:
     for client in "abcd":  # with 10 s each
         add(queue, client)
     assert numbers(take(queue, row_s=3.0)) == [1, 2, 3]
     assert numbers(take(queue, row_s=30.0)) == [4]  # it is tried anyway
-
-
-def test_a_request_of_more_rows_than_fit_waits_and_others_join(queue: OpenRequests) -> None:
-    for client, rows in zip("abaca", (3, 4, 2, 8, 1), strict=True):
-        add(queue, client, rows)
-    assert numbers(take(queue)) == [1, 2]
-    assert numbers(take(queue)) == [3, 5]
-    assert numbers(take(queue)) == [4]
-
-
-def test_only_requests_of_one_kind_share_a_batch(queue: OpenRequests) -> None:
-    for client, is_image in (("a", True), ("b", False), ("c", True), ("a", False), ("b", True)):
-        add(queue, client, is_image=is_image)
-    assert numbers(take(queue)) == [1, 3]
-    assert numbers(take(queue)) == [4, 2]
-    assert numbers(take(queue)) == [5]
 
 
 def test_a_client_that_was_slow_shares_no_batch(queue: OpenRequests) -> None:
@@ -106,28 +82,3 @@ def test_a_client_that_was_slow_shares_no_batch(queue: OpenRequests) -> None:
     queue.queue_of("net", "b").apart_until_s = 1.0
     assert numbers(take(queue)) == [1, 4]
     assert numbers(take(queue)) == [2, 3]
-
-
-def lost(*batches: list[InferenceRequest]) -> Worker:
-    running = {
-        number: RunningBatch(number, described("net"), False, batch, len(batch), 0.0, 0.0)
-        for number, batch in enumerate(batches)
-    }
-    return Worker(1, b"node", "worker", "host", 1, "child", 0.0, running=running)
-
-
-def test_what_was_put_back_is_taken_first_and_alone(queue: OpenRequests) -> None:
-    for _ in range(3):
-        add(queue)
-    assert queue.retry(lost(take(queue, 2)), True, 1.0) == []
-    add(queue)
-    assert [numbers(take(queue)) for _ in range(3)] == [[1], [2], [3, 4]]
-
-
-def test_a_batch_that_had_not_begun_is_put_back_behind_the_one_that_had(
-    queue: OpenRequests,
-) -> None:
-    for _ in range(5):
-        add(queue)
-    queue.retry(lost(take(queue, 2), take(queue, 2)), True, 1.0)
-    assert [numbers(take(queue, 2)) for _ in range(4)] == [[1], [2], [3, 4], [5]]

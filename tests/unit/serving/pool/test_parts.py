@@ -96,10 +96,3 @@ def test_a_version_that_three_inputs_crash_within_a_minute_pauses_until_the_firs
     crash(aside, b"d", 60.5)
     assert status(aside, b"harmless", 60.9) is Status.UNAVAILABLE
     assert status(aside, b"harmless", 61.0) is None
-
-
-def test_one_input_that_crashes_again_and_again_pauses_no_version() -> None:
-    aside = Quarantine()
-    for _ in range(5):
-        crash(aside, b"a")
-    assert status(aside, b"harmless") is None

@@ -90,20 +90,6 @@ def test_images_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_fi
     assert got == wanted
 
 
-def test_models_that_are_asked_all_the_time_take_turns() -> None:
-    desk = Desk("net", "other", max_batch_size=1)
-    for name in ("net", "net", "other", "net"):
-        desk.ask(model=name)
-        desk.now += 0.01
-    got = []
-    for _ in range(4):
-        (run,) = desk.runs()
-        got.append(run.model)
-        desk.now += ROW_S
-        desk.done(ONE, run)
-    assert got == ["net", "other", "net", "net"]
-
-
 def test_models_have_equal_time_whatever_a_batch_of_theirs_takes() -> None:
     desk = Desk("slow", "fast", max_batch_size=1)
     took_s = {"slow": 0.4, "fast": 0.1}
@@ -160,14 +146,6 @@ def test_a_flood_of_a_slow_model_refuses_no_request_for_a_fast_one() -> None:
             desk.heard(node)
         desk.done(TWO, run)
         assert desk.finished()[request].status is Status.OK
-
-
-def test_each_model_has_a_queue() -> None:
-    desk = Desk("net", "other", workers=(ONE,), queue_requests=2)
-    for name in ("net", "other"):
-        desk.ask(model=name)
-        desk.ask(model=name)
-        assert desk.refused(model=name).status is Status.UNAVAILABLE
 
 
 def test_the_time_that_a_request_may_name_is_capped() -> None:
@@ -636,15 +614,6 @@ def test_a_remote_worker_keeps_no_reload_from_settling() -> None:
         assert desk.pool.catalogue.models["net"].newest_number == version
 
 
-def test_a_newcomer_does_not_delay_a_version_that_the_others_have_loaded() -> None:
-    desk = Desk(workers=(ONE, TWO))
-    desk.prepare(2)
-    desk.load(ONE, 2)
-    desk.crash(TWO)
-    desk.enlist(TWO)
-    assert desk.came_and_done() == (2, 2)
-
-
 def test_a_pool_without_children_trusts_those_that_join() -> None:
     desk = Desk(workers=())
     for node in (ONE, TWO):
@@ -729,18 +698,6 @@ def test_a_process_that_runs_may_be_silent_while_it_loads_or_computes_within_its
     desk.now += 1.5  # idle, so it has no reason to be silent
     desk.dispatch()
     assert "silent" in desk.evicted()[0].reason
-
-
-def test_a_process_that_runs_but_exceeds_the_limit_of_a_batch_is_replaced() -> None:
-    desk = Desk(max_batch_s=5.0)
-    desk.children.running.add(ONE.decode())
-    desk.ask(timeout_s=20.0)
-    desk.runs()
-    for _ in range(5):
-        assert not desk.evicted()
-        desk.now += 1.0
-        desk.dispatch()
-    assert "busy with 1 rows" in desk.evicted()[0].reason
 
 
 def test_a_process_that_is_stopped_while_it_computes_is_replaced() -> None:
@@ -1016,14 +973,6 @@ def test_a_version_is_not_blamed_for_lost_connections_and_for_workers_that_leave
         desk.enlist(ONE)
 
 
-def test_a_version_that_was_loaded_once_is_loaded_again_however_many_workers_are_lost() -> None:
-    desk = Desk()
-    for _ in range(5):
-        desk.lose(ONE)
-        desk.enlist(ONE)
-        assert [load.version for load in desk.sent(Load, ONE)] == [1]
-
-
 def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
@@ -1106,18 +1055,6 @@ def test_a_version_is_kept_while_a_request_names_it_and_no_longer() -> None:
     assert wakeup <= desk.now
     desk.dispatch()
     assert desk.sent(Drop, ONE) == [Drop("net", 1)]
-
-
-def test_versions_that_come_too_fast_are_skipped() -> None:
-    desk = Desk()
-    for version in (2, 3, 4):
-        desk.prepare(version)
-    assert [load.version for load in desk.sent(Load, ONE)] == [2]
-    desk.load(ONE, 2)
-    assert [load.version for load in desk.sent(Load, ONE)] == [4]
-    desk.load(ONE, 4)
-    assert [drop.version for drop in desk.sent(Drop, ONE)] == [1, 2]
-    assert desk.pool.catalogue.served()["net"].versions.keys() == {4}
 
 
 def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:

@@ -153,19 +153,6 @@ def test_weights_multiply_the_losses_of_samples(options: dict[str, Any]) -> None
     np.testing.assert_allclose(after, before - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_weights_are_pytorchs(options: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    before, after, result = step(options)
-    theirs = torch.tensor(before, requires_grad=True)
-    scores = torch.tensor(ROWS) @ theirs[:12].reshape(4, 3) + theirs[12:]
-    losses = torch.nn.functional.cross_entropy(scores, torch.tensor(LABELS), reduction="none")
-    loss = (losses * torch.tensor(weights_of(options))).mean()
-    loss.backward()
-    assert result.loss == pytest.approx(float(loss.detach()), rel=1e-5)
-    np.testing.assert_allclose(after, before - 0.1 * theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
-
-
 def test_weights_count_neither_in_the_validation_nor_in_a_part_that_was_split_off() -> None:
     histories = [
         dist_net.fit(
@@ -262,25 +249,6 @@ def test_metrics_are_of_the_weights_after_the_epoch_on_both_parts() -> None:
         assert figures[f"{prefix}precision"] == pytest.approx(expected)
 
 
-def test_metrics_are_pytorchs() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    many, labels = RANDOM.normal(size=(60, 20)).astype(np.float32), RANDOM.integers(0, 20, 60)
-    model = Model(Dense(20), (20,), input_dtype=np.float32)
-    history = dist_net.fit(
-        model, many, labels, epochs=1, metrics=["top_3_accuracy", "top_10_accuracy"]
-    )
-    outputs = torch.tensor(model.predict(many))
-    for count in (3, 10):
-        right = (outputs.topk(count).indices == torch.tensor(labels)[:, None]).any(1)
-        expected = float(right.float().mean())
-        assert history[0].metrics[f"top_{count}_accuracy"] == pytest.approx(expected)
-    regression = Model(Dense(2), (4,), "huber", np.float32)
-    history = dist_net.fit(regression, ROWS, NUMBERS, epochs=1, metrics=["mae", "mse"])
-    pair = torch.tensor(regression.predict(ROWS)), torch.tensor(NUMBERS)
-    assert history[0].metrics["mae"] == pytest.approx(float(torch.nn.L1Loss()(*pair)), rel=1e-5)
-    assert history[0].metrics["mse"] == pytest.approx(float(torch.nn.MSELoss()(*pair)), rel=1e-5)
-
-
 # A learning rate that falls
 
 
@@ -307,21 +275,6 @@ def test_a_plateau_lowers_the_rate_down_to_its_limit() -> None:
         [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2]
     )
     assert rates_after(plateau, LOSSES[:3]) == [1, 1, 1]  # the next call of fit begins anew
-
-
-@pytest.mark.parametrize("patience", [1, 2, 3])
-def test_a_plateau_is_pytorchs_whose_patience_is_one_less(patience: int) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=0.3, patience=patience - 1, threshold=1e-4, threshold_mode="abs"
-    )
-    expected = []
-    for loss in LOSSES:
-        theirs.step(loss)
-        expected.append(optimizer.param_groups[0]["lr"])
-    found = rates_after(ReduceLROnPlateau(factor=0.3, patience=patience), LOSSES)
-    assert found == pytest.approx(expected)
 
 
 def test_fit_steps_by_the_lowered_rate() -> None:

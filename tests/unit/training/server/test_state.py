@@ -1,9 +1,7 @@
 """Leases and their results: rounds, single results, and refusals."""
 
 import json
-from collections import Counter
 from dataclasses import replace
-from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -174,26 +172,6 @@ def test_the_rates_of_a_round_end_where_its_samples_do() -> None:
         assert together - steps < work.steps.pace * steps <= together  # the pace is whole
 
 
-def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
-    desk, one, other = two_workers()
-    desk.answers(b"a", desk.a_push(one, 1.0))
-    _, answer = desk.leave(b"b", 2)
-    assert answer.node == b"a"
-    again = answer.message
-    assert (again.steps[:3], again.state) == (other.steps[:3], desk.state)
-    desk.push(b"a", again, 3.0)
-    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
-    assert (desk.state[SIZE:] == 2.0).all()
-
-
-def test_the_result_of_a_worker_that_left_stays_in_its_round() -> None:
-    desk, one, other = two_workers()
-    desk.answers(b"a", desk.a_push(one, 1.0))
-    desk.leave(b"a", 1)
-    desk.push(b"b", other, 3.0)
-    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
-
-
 def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() -> None:
     desk, one, other = two_workers()
     desk.answers(b"a", desk.a_push(one))
@@ -257,49 +235,6 @@ def test_a_round_whose_mean_is_not_finite_is_blamed_on_the_state() -> None:
     assert "learning rate below 0.5" in desk.server.stop_reason
 
 
-def test_the_rounds_of_an_epoch_are_equally_long() -> None:
-    desk = Desk(a_run(samples=44, local_steps=4))  # 11 minibatches
-    desk.join(b"a")
-    lengths = []
-    work = desk.pull(b"a", 1)
-    while isinstance(work, Work):
-        lengths.append(work.steps.samples)
-        work = desk.push(b"a", work)
-    assert lengths == [16, 16, 12] * 2
-
-
-@pytest.mark.parametrize("consistency", Consistency)
-def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consistency) -> None:
-    desk = Desk(a_run(samples=4000, batch_size=8, local_steps=None, consistency=consistency))
-    speeds = {b"a": 0.1, b"b": 0.1, b"c": 0.4}  # seconds for a minibatch
-    working: list[tuple[float, bytes, Work]] = []
-    trained = Counter[bytes]()
-
-    def begin(works: dict[bytes, Any]) -> None:
-        for node, work in works.items():
-            if isinstance(work, Work):
-                took_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
-                heappush(working, (desk.now + took_s, node, work))
-
-    for node in speeds:
-        desk.join(node)
-    for worker_id, node in enumerate(speeds, 1):
-        begin(desk.answers(node, desk.a_pull(worker_id)))
-    while working:
-        desk.now, node, work = heappop(working)
-        trained[node] += work.steps.samples
-        for worker_id in (1, 2, 3):
-            begin(desk.answers(b"heart", Heartbeat(worker_id, 0.0, desk.identities[worker_id])))
-        computed_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
-        begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
-    report = desk.report()
-    assert (report["samples"], report["workers_lost"]) == (8000, 0)
-    if consistency is ROUNDS:
-        assert report["waiting_share"] < 0.25  # with equal leases, 0.5
-    if consistency is not BSP:
-        assert 3 < trained[b"a"] / trained[b"c"] < 5
-
-
 # Asynchronous results
 
 
@@ -315,14 +250,6 @@ def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> N
     report = desk.report()
     assert (report["staleness_max"], report["staleness_mean"]) == (1, 0.5)
     assert report["staleness_histogram"] == [1, 1]
-
-
-def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None:
-    desk = Desk(a_run(consistency=ASYNC, batch_size=8))
-    desk.join(b"host", parts=3)
-    desk.join(b"b")
-    desk.push(b"host", desk.pull(b"host", 1), 1.0)
-    np.testing.assert_array_equal(desk.state[:SIZE], 0.75)
 
 
 def test_an_asynchronous_worker_never_waits_and_shares_the_last_leases() -> None:
@@ -399,21 +326,6 @@ def test_a_huge_or_infinite_loss_is_refused_and_the_checkpoint_stays_readable(
     assert resumed.metrics.records[-1]["loss"] == pytest.approx(1e99 / work.steps.samples)
 
 
-@pytest.mark.parametrize("place", range(STATE_SIZE))
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: float) -> None:
-    desk, good, other = two_workers()
-    assert desk.has_to_wait(b"a", desk.a_push(good))
-    push = desk.a_push(other)
-    assert push.state is not None
-    push.state[place] = bad
-    again = desk.ask(b"b", push)
-    assert (again.steps.start, again.steps.stop) == (other.steps.start, other.steps.stop)
-    desk.answers(b"b", desk.a_push(again))
-    report = desk.report()
-    assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
-
-
 @pytest.mark.parametrize("steps", [-1e9, -1.0, 0.0, 0.5])
 def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
     """Adam's next step would divide by 0, in every worker."""
@@ -482,9 +394,6 @@ def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> No
     assert "version 0" in desk.server.stop_reason
     assert "dist-net replay" in desk.server.stop_reason  # the checkpoint has that state too
     assert len(desk.server.run.members) == 2
-
-
-# Warnings
 
 
 # Resuming
