@@ -218,7 +218,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
+        number = json.loads(metadata[FORMAT_KEY])
+        if type(number) is not int or number < 1:
+            raise ValueError(f"format {number!r}")
+        if number > FORMAT_VERSION:
+            raise CheckpointError(
+                f"the checkpoint {path} has format {number}; expected at most "
+                f"{FORMAT_VERSION}: a later release of dist_net wrote it, so upgrade this one"
+            )
+        if number > 1 and metadata[DIGEST_KEY] != _digest(metadata, tensors):
+            raise ValueError("its content does not match its digest")
         return _checkpoint(metadata, tensors)
     except OSError as error:
         raise CheckpointError(
@@ -242,21 +251,6 @@ def how_to_convert(path: Path) -> str:
     if (call := CONVERSIONS.get(path.suffix)) is None:
         return ""
     return f"export the model to an .onnx file, with the library that wrote it: {call}"
-
-
-def _require_format(
-    path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
-) -> None:
-    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest."""
-    if type(number) is not int or number < 1:
-        raise ValueError(f"format {number!r}")
-    if number > FORMAT_VERSION:
-        raise CheckpointError(
-            f"the checkpoint {path} has format {number}; expected at most "
-            f"{FORMAT_VERSION}: a later release of dist_net wrote it, so upgrade this one"
-        )
-    if number > 1 and metadata[DIGEST_KEY] != _digest(metadata, tensors):
-        raise ValueError("its content does not match its digest")
 
 
 def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:

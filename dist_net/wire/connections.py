@@ -342,7 +342,8 @@ class Connections(threading.Thread):
             if (key := self._heard.pop(descriptor, None)) is not None:
                 each.key, each.read_bytes = key, received_bytes
             each.unread_bytes = received_bytes - each.read_bytes
-        self._measure_growth()
+        if self._allow_list is None:
+            self._measure_growth()
         for descriptor, each in list(self._open.items()):
             is_known = each.is_admitted or self._allow_list is None
             if each.unread_bytes > (self._max_unread_bytes if is_known else MAX_HANDSHAKE_BYTES):
@@ -356,8 +357,6 @@ class Connections(threading.Thread):
 
     def _measure_growth(self) -> None:
         """Update the growth of this process while messages are incomplete, without keys."""
-        if self._allow_list is not None:
-            return
         self._resident_bytes = _resident_bytes()
         unread = [each.unread_bytes for each in self._open.values()]
         growth_bytes = MAX_GROWTH_BYTES + _GROWTH_OF_UNREAD * sum(unread)

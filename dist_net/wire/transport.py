@@ -463,21 +463,15 @@ class ClientSocket(FramedSocket):
         message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``AccessRefusedError`` if
         the server does not accept the connection, ``ProtocolError`` if it is another server.
         """
-        began_s = time.monotonic()
-        frames = self._frames_within(timeout_s)
-        if frames is None and time.monotonic() - began_s > timeout_s + STOPPED_S:
-            frames = self._frames_within(RECEIVE_AGAIN_S)
-        if frames is None:
-            self._require_access()
-            return None
-        return decode(frames)
-
-    def _frames_within(self, timeout_s: float) -> list[Frame] | None:
-        self._set_deadline(timeout_s)
-        try:
-            return self._receive_frames()
-        except zmq.Again:
-            return None
+        stopped_s = time.monotonic() + timeout_s + STOPPED_S
+        for wait_s in (timeout_s, RECEIVE_AGAIN_S):
+            self._set_deadline(wait_s)
+            with suppress(zmq.Again):
+                return decode(self._receive_frames())
+            if time.monotonic() <= stopped_s:
+                break
+        self._require_access()
+        return None
 
     def _require_access(self) -> None:
         """Raise ``AccessRefusedError`` if no answer will ever arrive on this socket."""
