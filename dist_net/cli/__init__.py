@@ -37,6 +37,7 @@ COMMANDS = {
     "inference-worker": "serve requests for the gateway at an address, on this host or another",
     "reload": "reload a model in a running inference pool",
     "status": "show a running parameter server's or inference pool's workers, versions and rates",
+    "watch": "show a run, live or afterwards, on a page in the browser",
     "members": "list the hosts whose votes a run needs, and forget those that are gone",
     "keys": "create or revoke the keys with which the hosts of a cluster authenticate each other",
 }

@@ -141,7 +141,7 @@ def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
         workers = AUTO if arguments.workers is None else arguments.workers
         words += ["--cluster", arguments.cluster, "--workers", workers]
         words += ["--address", arguments.address] if arguments.address else []
-    for option in ("metrics", "metrics-token-file"):
+    for option in ("metrics", "metrics-token-file", "page", "page-token-file"):
         if (value := vars(arguments).get(option.replace("-", "_"))) is not None:
             words += [f"--{option}", value]
     return f"resume with: {command_line(*words)}"

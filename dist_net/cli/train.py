@@ -14,7 +14,12 @@ from rich.console import Console
 from dist_net.cli.hosted_run import train_to_the_end
 from dist_net.cli.parser import add_json_argument
 from dist_net.cli.run_summary import DEFAULT_WORKERS
-from dist_net.cli.served_run import add_metrics_arguments, served_metrics
+from dist_net.cli.served_run import (
+    FollowDirectory,
+    add_served_arguments,
+    served_metrics,
+    served_page,
+)
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import AddressError, RunDirectoryError, SettingError
@@ -140,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_opening_arguments(parser)
     add_trust_argument(parser)
     add_json_argument(parser)
-    add_metrics_arguments(parser)
+    add_served_arguments(parser)
     add_image_arguments(parser)
 
 
@@ -248,8 +253,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise AddressError(
             "no address to listen on; pass --listen tcp://HOST:PORT, this host's address"
         )
-    with served_metrics(arguments, console) as publish:
-        return _train(arguments, directory, console, publish)
+    with served_metrics(arguments, console) as publish, served_page(arguments, console) as follow:
+        return _train(arguments, directory, console, publish, follow)
 
 
 def restore_cluster(
@@ -275,12 +280,13 @@ def _train(
     directory: RunDirectory | None,
     console: Console,
     publish: Publish | None,
+    follow: FollowDirectory,
 ) -> int:
     given = {name: vars(arguments).get(name.removesuffix("_s")) for name in OPTIONS_OF_RUNS}
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
     if is_of_images(arguments.recipe, directory):
-        return train_images(arguments, directory, given, publish)
+        return train_images(arguments, directory, given, publish, follow)
     require_no_image_options(arguments)
     options = RunOptions(DEFAULT_RECIPE)
     if directory is not None:
@@ -299,7 +305,7 @@ def _train(
 
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
 
-    display = TrainingProgress(console, None if arguments.ray else joining, publish)
+    display = TrainingProgress(console, None if arguments.ray else joining, publish, follow)
     return train_to_the_end(prepared.train, RunHost(directory, local, display), arguments)
 
 
@@ -349,6 +355,7 @@ def train_images(
     resumed: RunDirectory | None,
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
+    follow: FollowDirectory = lambda _: None,
 ) -> int:
     """Train on a folder with the options ``given_run``, report, and return the exit code."""
     asked = arguments.recipe or arguments.run_dir or "the newest run"
@@ -366,7 +373,7 @@ def train_images(
             f"--fine-tune {AUTO} or --base {NONE}, so that other hosts can train the whole net"
         )
 
-    host = RunHost(directory, local, TrainingProgress(plain_console(), publish=publish))
+    host = RunHost(directory, local, TrainingProgress(plain_console(), None, publish, follow))
     return train_to_the_end(partial(train_and_report, options), host, arguments)
 
 

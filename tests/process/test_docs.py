@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HIDDEN_PACKAGES = ROOT / "tests" / "process" / "hidden_packages"
 LANGUAGES = {"sh", "python", "text", "mermaid"}
-LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
+LONG_RUNNING = {"serve", "watch", "parameter-server", "inference-worker"}
 FIXED_PORTS = ("5555", "8000", "8002")
 DEADLINE_S = 180  # of a loaded machine
 # One interpreter runs all Python blocks of a page. Each line of its input is a block, as JSON.

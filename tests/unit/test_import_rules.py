@@ -83,6 +83,7 @@ NEEDS_AN_EXTRA = {
     "onnx": "onnx",
     "run_metrics": "starlette prometheus_client",
     "run_http": "starlette",
+    "run_page": "starlette",
     "grpc": "grpc grpc_health google",
     "http": "starlette uvicorn httptools prometheus_client python_multipart orjson",
 }

@@ -1,4 +1,4 @@
-"""What happened in a run, moment by moment, in bounded memory. Pure; time is passed in.
+"""The history of a run, moment by moment, in bounded memory. Pure; time is passed in.
 
 A *moment* is a JSON object: the time ``at`` (seconds since 1970), the facts of the server's report
 then, and what was new in it:
@@ -7,7 +7,7 @@ then, and what was new in it:
 - ``leases``: for each worker, pieces of time ``[began_s, ended_s, computed_s, exchanged_s]``; the
   first two count from ``at`` and are 0 or less, and the worker waited for the rest of the piece.
 
-A worker's key is ``HOST/NAME``. Facts that a moment lacks are those of the moment before.
+A worker's key is ``HOST/NAME``. A moment without a fact keeps the fact of the moment before.
 """
 
 import math
@@ -86,7 +86,7 @@ class MomentsOfReports:
 class RunTimeline:
     """The moments and the metric records of a run, in the order of time.
 
-    ``lines`` are what ``take`` received, or fewer that tell nearly the same.
+    ``lines`` are what ``take`` received, or fewer lines with nearly the same content.
     """
 
     def __init__(self) -> None:

@@ -42,6 +42,20 @@ export const line = (values, width, height) =>
 export const area = (values, width, height) =>
   runs(points(values, width, height), (run) => `V${HEIGHT}H${run[0][0]}Z`);
 
+/** A line through points [x, y] that are shares of the plot's width and height; null: a gap. */
+export const curve = (shares, width) =>
+  runs(shares.map((point) => point && [(width * point[0]).toFixed(2), HEIGHT * (1 - point[1])]),
+    (run) => run.length === 1 ? "h.01" : "");
+
+/** A box from `left` to `right`, shares of the plot's width, between two shares of its height. */
+export const box = (left, right, bottom, top, width) =>
+  `M${(width * left).toFixed(2)} ${(HEIGHT * (1 - bottom)).toFixed(1)}` +
+  `V${(HEIGHT * (1 - top)).toFixed(1)}H${(width * right).toFixed(2)}` +
+  `V${(HEIGHT * (1 - bottom)).toFixed(1)}Z`;
+
+/** A dot, whose size is that of the line. */
+export const dot = (x, y, width) => `M${(width * x).toFixed(2)} ${(HEIGHT * (1 - y)).toFixed(1)}h.01`;
+
 /** The space between two rows of values that have the same gaps. */
 export function band(lower, upper, width, height) {
   const floor = points(lower, width, height).filter(Boolean);

@@ -1,0 +1,114 @@
+"""The page of a run: its routes, and the same page as one file without a server."""
+
+import asyncio
+import json
+import re
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from dist_net.cli.run_http import RunHttpServer
+from dist_net.serving.http.page_files import PAGE, page_routes
+from dist_net.serving.http.replies import HttpReply, Json, error_reply
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.training.run.timeline_files import TimelineFeed
+
+POLL_S = 0.25
+STREAM_S = 60.0
+"""A stream ends after this time, and the page requests the next: no viewer holds one forever."""
+
+STREAMS = 32
+"""Beyond this number at a time, a stream ends after its first message: the page polls."""
+
+MODULES = ("elements", "words", "plots", "timeline", "pictures", "run")
+"""The scripts of the page, each after its imports."""
+
+IMPORTS = re.compile(r'^import .*?from "[^"]*";\n', re.MULTILINE | re.DOTALL)
+
+
+class RunPage:
+    """Serve the timeline that ``feed_of`` returns for a run's name, "" for the only one.
+
+    ``list_runs`` lists the runs of a directory, newest first.
+    """
+
+    def __init__(
+        self,
+        feed_of: Callable[[str], TimelineFeed | None],
+        list_runs: Callable[[], Sequence[dict[str, Any]]] | None = None,
+    ) -> None:
+        self._feed_of = feed_of
+        self._list_runs = list_runs
+        self._streams = 0
+        self._polled: dict[TimelineFeed, float] = {}
+        self.is_stopping: Callable[[], bool] = lambda: False
+        self.files = page_routes(index="runs.html" if list_runs else "run.html")
+        self.routes = [Route("/timeline", self._timeline), Route("/runs", self._runs), *self.files]
+
+    async def _runs(self, _: Request) -> Json:
+        return Json(self._list_runs() if self._list_runs else [])
+
+    async def _timeline(self, request: Request) -> HttpReply | StreamingResponse:
+        name, seen = (request.query_params.get(each, "") for each in ("run", "seen"))
+        if self._list_runs and self._feed_of(name) is None:
+            return error_reply(404, f"no run {name[:80]!r}; /runs lists them")
+        await asyncio.sleep(0)  # a request begins outside of a task, which a stream needs
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        events = self._events(name, seen)
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    async def _events(self, name: str, seen: str) -> AsyncIterator[str]:
+        """Yield server-sent events: an id, which is what the viewer has seen, and a message."""
+        until_s = time.monotonic() + (STREAM_S if self._streams < STREAMS else 0.0)
+        self._streams += 1
+        try:
+            while True:
+                is_last = time.monotonic() >= until_s or self.is_stopping()
+                if (feed := self._feed_of(name)) is not None:
+                    self._poll(feed)
+                    seen, message = feed.since(seen)
+                    if message:
+                        yield f"id: {seen}\ndata: {message}\n\n"
+                if is_last:
+                    return
+                await asyncio.sleep(POLL_S)
+        finally:
+            self._streams -= 1
+
+    def _poll(self, feed: TimelineFeed) -> None:
+        """Read what is new, once for all viewers."""
+        if self._polled.get(feed, 0.0) + POLL_S / 2 < time.monotonic():
+            feed.poll()
+            self._polled = {feed: time.monotonic()} | {
+                each: at for each, at in self._polled.items() if each is not feed
+            }
+
+
+@contextmanager
+def serving_page(page: RunPage, settings: HttpSettings) -> Iterator[str]:
+    """Serve a page during the context, and yield its address; raise as ``HttpServer``."""
+    open_paths = frozenset(route.path for route in page.files)
+    with RunHttpServer(page.routes, settings, open_paths) as server:
+        page.is_stopping = lambda: server.is_stopping
+        yield f"{server.url}/"
+
+
+def exported_page(feed: TimelineFeed) -> str:
+    """Return the page of a run as one file, with its styles, scripts and data."""
+    html = (PAGE / "run.html").read_text(encoding="utf-8")
+    icon = b64encode((PAGE / "icon.svg").read_bytes()).decode()
+    scripts = (IMPORTS.sub("", (PAGE / f"{each}.js").read_text("utf-8")) for each in MODULES)
+    script = re.sub(r"^export ", "", "".join(scripts), flags=re.MULTILINE)
+    styles = "".join((PAGE / each).read_text("utf-8") for each in ("page.css", "run.css"))
+    data = json.dumps(feed.since("")[1])  # a JSON text as a string: no "<" ends the element
+    html = html.replace('"icon.svg"', f'"data:image/svg+xml;base64,{icon}"')
+    html = re.sub(r'  <link rel="(stylesheet|modulepreload)" href=".*">\n', "", html)
+    script = f"globalThis.exportedRun = {data.replace('<', chr(92) + 'u003c')};\n{script}"
+    head = f'<style>{styles}</style>\n  <script type="module">{script}</script>'
+    return html.replace('<script type="module" src="run.js"></script>', head)

@@ -1,0 +1,103 @@
+// What this page knows of a run: its moments and records, and how they were at any time.
+
+/** A run as the server describes it; `take` adds a message of /timeline. */
+export class Timeline {
+  about = {};
+  moments = [];  // each with the facts of the moments before it
+  records = [];
+  events = [];
+
+  take({ about, lines }) {
+    if (about) Object.assign(this, { about, moments: [], records: [], events: [] });
+    for (const line of lines) {
+      if ("at" in line) this.#addMoment(line);
+      else this.records.push(line);
+    }
+    this.records.sort((a, b) => a.samples - b.samples);
+    if (about && !this.moments.length) this.#addMomentsOfRecords();
+  }
+
+  #addMoment(line) {
+    const before = this.moments.at(-1) ?? {};
+    const moment = { ...before, leases: {}, ...line };
+    this.moments.push(moment);
+    for (const event of line.events ?? []) this.events.push(event);
+    if (before.term_number && moment.term_number > before.term_number) {
+      const where = moment.host === before.host
+        ? `The server started again on ${moment.host}`
+        : `${moment.host} took over from ${before.host}: it serves the run now`;
+      this.events.push({ at: line.at, what: "takeover", text: `${where} (term ${moment.term_number}).` });
+    }
+  }
+
+  /** A run of an earlier release has no moments: its records tell when its samples were done. */
+  #addMomentsOfRecords() {
+    const timed = this.records.filter((record) => record.kind === "train" && record.seconds > 0);
+    for (const { seconds, samples, epoch, version } of timed) {
+      this.#addMoment({
+        at: seconds, samples, version, samples_under_way: 0, epochs: timed.at(-1).epoch,
+        samples_total: timed.at(-1).samples, state: "finished", samples_per_s: samples / seconds,
+        is_old: true, epoch,
+      });
+    }
+  }
+
+  get isEmpty() { return this.moments.length === 0; }
+  get begins() { return this.moments[0]?.at ?? 0; }
+  get ends() { return this.moments.at(-1)?.at ?? 0; }
+
+  /** Everything as it was at a time: `facts`, `records`, `events` and `moments` until then. */
+  until(at) {
+    const moments = at >= this.ends ? this.moments : this.moments.filter((each) => each.at <= at);
+    const facts = moments.at(-1) ?? this.moments[0];
+    return {
+      at, facts, moments,
+      perEpoch: facts.samples_total / facts.epochs,
+      records: this.records.filter((record) => record.samples <= facts.samples),
+      events: this.events.filter((event) => event.at <= at).sort((a, b) => a.at - b.at),
+    };
+  }
+
+  /** When so many samples were done. */
+  timeOf(samples) {
+    return (this.moments.find((moment) => moment.samples >= samples) ?? this.moments.at(-1)).at;
+  }
+}
+
+export const hostAndName = (who) => {
+  const slash = who.lastIndexOf("/");
+  return [who.slice(0, slash), who.slice(slash + 1)];
+};
+
+/** A worker as people name it: worker-0 exists on each host. */
+export function named(who) {
+  const [host, name] = hostAndName(who);
+  return host ? `${name} on ${host}` : name;
+}
+
+/** An event as a sentence. */
+export function sentence({ what, who, text }) {
+  const because = text ? `: ${text}` : "";
+  switch (what) {
+    case "joined": return `${named(who)} joined.`;
+    case "lost": return `${named(who)} was lost${because}. Other workers do its lease again.`;
+    case "back": return `${named(who)} is back${because}.`;
+    case "left": return `${named(who)} left.`;
+    default: return text;
+  }
+}
+
+/** The time between two events of a worker in which it was lost: [from, to], in order. */
+export function absences(events, ends) {
+  const found = new Map(), open = new Map();
+  for (const { at, what, who } of events) {
+    if (!who) continue;
+    if (what === "lost" && !open.has(who)) open.set(who, at);
+    else if (what !== "lost" && open.has(who)) {
+      found.set(who, [...(found.get(who) ?? []), [open.get(who), at]]);
+      open.delete(who);
+    }
+  }
+  for (const [who, at] of open) found.set(who, [...(found.get(who) ?? []), [at, ends]]);
+  return { found, open };
+}

@@ -1,0 +1,121 @@
+"""The page of a run in a real browser: a worker is killed, the run is shown again, and exported."""
+
+import os
+import re
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Start = Callable[..., Any]
+LOST = "worker-1 on .* was lost: "
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """Opens a page that may not complain."""
+    contexts, complaints = [], list[str]()
+
+    def open_page(address: str) -> Any:
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        page.set_default_timeout(60_000)
+        return page
+
+    yield open_page
+    for each in contexts:
+        each.close()
+    assert complaints == []
+
+
+def faults(page: Any) -> str:
+    """The bars of lost workers."""
+    drawn = page.locator(".lane-row .fault").evaluate_all(
+        "all => all.map(e => e.getAttribute('d'))"
+    )
+    return "".join(each or "" for each in drawn)
+
+
+@pytest.mark.main_path
+def test_a_killed_worker_is_seen_in_words_and_in_the_picture_live_and_afterwards(
+    start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    run = tmp_path / "run"
+    train = start("train", counting, "--epochs", "80", "--run-dir", str(run), "--json", "--page")
+    page = opened(train.says(r"page: (http://\S+)")[1])
+    page.get_by_text("worker-1 on ").first.wait_for()
+    assert not faults(page)
+    train.report(lambda report: len(report["workers"]) == 2)
+    os.kill(train.children["worker-1"], signal.SIGKILL)
+    page.get_by_text(re.compile(LOST)).wait_for()
+    page.wait_for_function("document.querySelector('.fault[d^=M]')")
+    page.get_by_text("it ended with code -9").wait_for()
+    page.locator("#state").get_by_text("Training").wait_for()
+    train.result()
+    page.locator("#sentence").get_by_text("The run is done.").wait_for()
+    page.locator("#state").get_by_text("Finished").wait_for()
+
+    watch = start("watch", str(run))
+    again = opened(watch.says(r"page: (http://\S+)")[1])
+    page_file = tmp_path / "run.html"
+    assert start("watch", str(run), "--export", str(page_file)).ends() == 0
+    for shown in again, opened(page_file.as_uri()):
+        shown.locator("#sentence").get_by_text("The run is done.").wait_for()
+        shown.get_by_text(re.compile(LOST)).wait_for()
+        assert faults(shown)
+        shown.get_by_label("Time of the run", exact=True).last.fill("0")
+        shown.get_by_text(re.compile(LOST)).wait_for(state="detached")
+        assert not faults(shown)
+        shown.get_by_label("Length of the animation").select_option("10")
+        shown.get_by_role("button", name="Play").press("Enter")
+        shown.get_by_text(re.compile(LOST)).wait_for()
+        shown.get_by_role("button", name="Newest").press("Enter")
+        shown.locator("#sentence").get_by_text("The run is done.").wait_for()
+    assert page_file.stat().st_size < 1e6
+
+
+def test_viewers_that_read_nothing_neither_end_a_run_nor_lock_out_another(
+    start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    run = tmp_path / "run"
+    train = start("train", counting, "--epochs", "40", "--run-dir", str(run), "--json", "--page")
+    address = train.says(r"page: (http://\S+)")[1]
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    held = []
+    for _ in range(60):
+        held.append(socket.create_connection((host, int(port))))
+        held[-1].sendall(b"GET /timeline HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    page = opened(address)
+    page.locator("#sentence").get_by_text(re.compile("Epoch .* of 40")).wait_for()
+    assert train.result()["samples"] == 40 * 256
+    for each in held:
+        each.close()
+
+
+def test_beyond_this_host_the_page_needs_a_token(
+    start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    refused = start("train", counting, "--page", "0.0.0.0:0", "--run-dir", str(tmp_path / "no"))
+    assert refused.ends() == 2
+    assert "--page-token-file" in refused.stderr
+    tokens = tmp_path / "tokens"
+    tokens.write_text("client 0123456789abcdef\n")
+    run = str(tmp_path / "run")
+    options = "--page", "0.0.0.0:0", "--page-token-file", str(tokens)
+    start("train", counting, "--epochs", "1", "--run-dir", run).ends()
+    watch = start("watch", run, *options)
+    address = watch.says(r"page: (http://\S+)")[1].replace("0.0.0.0", "127.0.0.1")
+    with pytest.raises(urllib.error.HTTPError, match="401") as error:
+        urllib.request.urlopen(f"{address}timeline")
+    error.value.close()
+    page = opened(address)
+    page.get_by_label("This page needs a token").fill("0123456789abcdef")
+    page.get_by_role("button", name="Use token").click()
+    page.locator("#sentence").get_by_text("The run is done.").wait_for()
