@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dist_net.errors import KeyFileError
@@ -84,21 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
         token = invite_again(directory, arguments.token_lifetime, standby=arguments.standby)
         print(pasted(token))
         print(f"until {until(token)}; its id is {token.identity}", file=sys.stderr)
-    else:
-        _revoke(directory, arguments.names)
-    return 0
-
-
-def _revoke(directory: Path, names: Sequence[str]) -> None:
-    """Try to revoke every name, then raise ``KeyFileError`` if any failed."""
+        return 0
     faults = []
-    for name in names:
+    for name in arguments.names:  # each, whether or not another one fails
         try:
             print(f"revoked: {', '.join(revoke(directory, name))}")
         except KeyFileError as error:
             faults.append(str(error))
     if faults:
         raise KeyFileError("; ".join(faults))
+    return 0
 
 
 def _create(arguments: argparse.Namespace) -> int:

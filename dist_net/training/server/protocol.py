@@ -151,8 +151,13 @@ class ParameterServer:
         match message:
             case Push() | Pull():
                 commands = self._requested(node, message, now)
-            case Heartbeat():
-                commands = [SendToPeer(node, self._heartbeat(message, now))]
+            case Heartbeat(worker_id, sent_s=sent_s, heard_s=heard_s):
+                answer: Message = _unknown(worker_id)
+                if (member := self._heard(message, now)) is not None:
+                    member.promise.renew(sent_s, heard_s, now)
+                    numbers = member.received_id, member.answered_id
+                    answer = self._stop() or Alive(sent_s, *numbers, self.standbys.text)
+                commands = [SendToPeer(node, answer)]
             case Join():
                 commands = self._join(node, message, now)
             case Leave():
@@ -367,14 +372,6 @@ class ParameterServer:
         if self.stop_reason is None or self.is_suspended:
             return None
         return Stop(self.stop_reason, finished=False)
-
-    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
-        member = self._heard(heartbeat, now)
-        if member is None:
-            return _unknown(heartbeat.worker_id)
-        member.promise.renew(heartbeat.sent_s, heartbeat.heard_s, now)
-        numbers = member.received_id, member.answered_id
-        return self._stop() or Alive(heartbeat.sent_s, *numbers, self.standbys.text)
 
     def _follow(self, node: bytes, follow: Follow, now: float) -> list[ServerCommand]:
         if follow.term > self.term:
