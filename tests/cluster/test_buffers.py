@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.data import Dataset, dataset_named
+from dist_net.data import dataset_named
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam, Cosine
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.local_cluster import LocalCluster
-from dist_net.training.server.journal import Applied, read_journal
 
 RECIPE = Recipe(
     network=nn.Sequential(
@@ -31,13 +30,6 @@ RECIPE = Recipe(
     batch_size=32,
     epochs=4,
 )
-
-
-def with_channels() -> Dataset:
-    """Return the digits as images of one channel."""
-    digits = dataset_named("digits")
-    train, test = digits.train_inputs[..., None], digits.test_inputs[..., None]
-    return replace(digits, train_inputs=train, test_inputs=test)
 
 
 def buffers(run: LocalCluster) -> np.ndarray:
@@ -88,47 +80,3 @@ def test_moving_averages_survive_a_resume(tmp_path: Path) -> None:
     assert report["version"] > left.version
     np.testing.assert_array_equal(read_checkpoint(checkpoint).weights, weights)
     assert Evaluator(RECIPE.model, dataset_named("digits"))(weights).accuracy > 0.85
-
-
-def test_the_average_is_evaluated_and_kept_while_training_goes_on_from_the_weights(
-    tmp_path: Path,
-) -> None:
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    recipe = replace(RECIPE, average_decay=0.99, clip_norm=1.0)
-    with LocalCluster(recipe, checkpoint) as run:
-        run.start_worker()
-        run.wait()
-        average = run.snapshot().weights
-    left, trained = read_checkpoint(checkpoint), RECIPE.model.layout.trained_size
-    np.testing.assert_array_equal(left.evaluated_weights, average)
-    np.testing.assert_array_equal(left.optimizer_state["weight_average"], average[:trained])
-    np.testing.assert_array_equal(left.weights[trained:], average[trained:])
-    assert not np.array_equal(left.weights[:trained], average[:trained])
-    assert Evaluator(RECIPE.model, dataset_named("digits"))(average).accuracy > 0.85
-
-
-def test_workers_share_the_minibatches_of_a_convolutional_net_with_batch_norm(
-    tmp_path: Path,
-) -> None:
-    recipe = replace(
-        RECIPE,
-        network=nn.Sequential(
-            nn.Rescale(),
-            nn.Conv2D(8, 3),
-            nn.BatchNorm(activation=nn.relu),
-            nn.MaxPool(2),
-            nn.Flatten(),
-            nn.Dense(10),
-        ),
-        input_shape=(8, 8, 1),
-        dataset=with_channels,
-    )
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    with LocalCluster(recipe, checkpoint, workers=2) as run:
-        run.wait()
-        weights = run.snapshot().weights
-    records = read_journal(checkpoint.with_suffix(".journal")).records()
-    sizes = [each.steps.batch_size for each in records if isinstance(each, Applied)]
-    assert sizes.count(recipe.batch_size // 2) > len(sizes) / 2
-    assert Evaluator(recipe.model, with_channels())(weights).accuracy > 0.85
-    assert recipe.model.layout.views(weights)["batchnorm/variance"].min() > 0

@@ -7,13 +7,11 @@ them, while its workers are killed and stopped. Each image's answer alone is kno
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.duress import FAULTS, hit_workers
-from benchmarks.peers.dist_net_inference import layer_step, model_in
+from benchmarks.peers.dist_net_inference import model_in
 from benchmarks.served import CONVOLUTIONS, Gateway, Net, write_net
 from dist_net.errors import DistNetError, PoolUnavailableError, RequestFailedError
 from dist_net.images.fitting import ImageInputs
@@ -38,8 +36,6 @@ MAX_WAITING = 24  # requests of one client
 PAUSE_S = 0.02  # between two groups of a client, on average: now and then workers are idle
 PATIENCE_S = 60.0
 DEADLINE_S = 160.0
-BATCH_SIZE = 8
-
 ANSWERED, DIFFERING, REFUSED, SUSPECTED = "answered", "differing", "refused", "suspected"
 
 
@@ -188,45 +184,3 @@ def test_random_batches_give_the_same_bytes_while_workers_die(
     assert results[ANSWERED] > counts.total()
     assert len(counts) > 3
     assert hit["killed"] > 0
-
-
-def differing_rows(inference: Callable[[Rows], Rows], rows: Rows, count: int) -> int:
-    """How many of ``count`` rows, in random batches, have another answer than alone."""
-    generator = np.random.default_rng(0)
-    alone = np.concatenate([inference(row[np.newaxis]) for row in rows])
-    differing = seen = 0
-    while seen < count:
-        size = min(int(generator.integers(2, BATCH_SIZE + 1)), count - seen)
-        chosen = generator.integers(len(rows), size=size)
-        differing += int((inference(rows[chosen]) != alone[chosen]).any(axis=1).sum())
-        seen += size
-    return differing
-
-
-@pytest.mark.parametrize("reproducible", [True, False])
-def test_without_reproducible_plans_the_net_would_tell(
-    net: Net, questions: Questions, reproducible: bool
-) -> None:
-    """Computed by BLAS: the compiled loops add in one order, whatever the batch."""
-    model, prepared = model_in(net.directory)
-    options: dict[str, Any] = {"reproducible": reproducible, "compiled": False}
-    inference = Inference(model, prepared, batch_size=BATCH_SIZE, **options)
-    differing = differing_rows(inference, questions.rows, 1000)
-    inference.close()
-    assert differing == 0 if reproducible else differing > 500
-
-
-def test_the_net_has_each_kind_of_convolution(net: Net) -> None:
-    model, prepared = model_in(net.directory)
-    inference = Inference(model, prepared, batch_size=1)
-    steps: list[Any] = [layer_step(node, kernels) for node, kernels in inference.steps(1)]
-    inference.close()
-    convolutions = [(step.name.split()[0], step.algorithm) for step in steps if step.algorithm]
-    assert convolutions[:6] == [
-        ("3x3", "direct"),
-        ("3x3", "direct"),
-        ("1x1", "direct"),
-        ("3x3", "winograd4"),
-        ("3x3", "winograd2/2"),
-        ("3x3", "winograd2"),
-    ]

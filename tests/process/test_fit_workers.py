@@ -25,7 +25,6 @@ import dist_net
 from dist_net.data import dataset_named
 from dist_net.errors import DatasetError, NotFiniteError, SettingError
 from dist_net.nn import BatchNorm, Dense, Dropout, Flatten, Model, Rescale, Sequential
-from dist_net.processes import supervisor
 from dist_net.training.run import fit_workers
 from dist_net.training.run.callbacks import EpochResult
 from dist_net.wire import lateness
@@ -150,27 +149,6 @@ def test_no_bit_is_lost_with_a_worker(
         weights.append(model.weights)
     assert (tmp_path / "fallen").exists()
     np.testing.assert_array_equal(*weights)
-
-
-def test_lost_workers_are_replaced_however_often(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "MAX_PAUSE_S", 0.01)
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
-    model, seen, others = counter(), set(), {*children()}
-
-    def end_workers(_: EpochResult) -> None:
-        time.sleep(0.02)  # until they may be replaced
-        workers = {*children()} - others
-        seen.update(workers)
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
-
-    inputs = Rows(lambda: None)
-    dist_net.fit(model, inputs, NOTHING, epochs=16, workers=2, callbacks=[end_workers], **COUNTED)
-    assert len(seen) >= 2 * 6
-    np.testing.assert_allclose(counts(model), 16, rtol=1e-5)
-    assert "which took local steps, has ended" in caplog.text
 
 
 def written(path: Path) -> Path:

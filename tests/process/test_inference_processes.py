@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.data import dataset_named
 from dist_net.nets.architecture import FolderArchitecture, RecipeArchitecture
-from dist_net.nets.darknet.configuration import parse_configuration
-from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.recipe_origins import origin_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nn.inference import Inference, key_of_vector, map_prepared, prepare, softmax
+from dist_net.nn.inference import Inference, key_of_vector, prepare, softmax
 from dist_net.processes.launcher import Child, ProcessSpec
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.description import ModelDescription
@@ -41,26 +36,11 @@ from dist_net.wire.serving_messages import (
 )
 from dist_net.wire.transport import ServerSocket
 from marked_code import CODE, MarkedCode
-from reading_models import Readers, arrays, forking, reading
 
 pytestmark = pytest.mark.main_path
 
 DEADLINE_S = 60.0
 TAKEN_IN = PoolWelcome(7, 0.05, 20.0)
-
-CONFIGURATION = """
-[net]
-height=8
-width=8
-channels=3
-[convolutional]
-filters=3
-size=1
-stride=1
-activation=linear
-[avgpool]
-[softmax]
-"""
 
 
 class Gateway:
@@ -291,79 +271,3 @@ def test_a_terminated_worker_leaves(gateway: Gateway, worker: Child) -> None:
     os.kill(worker.process_id, signal.SIGTERM)
     assert gateway.hears(Leave, worker) == Leave(7)
     assert exit_code(worker) == 130
-
-
-@pytest.fixture
-def darknet_files(tmp_path: Path) -> str:
-    """A Darknet net's files, as a SOURCE."""
-    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
-    configuration, weights, labels = (tmp_path / name for name in ("n.cfg", "n.weights", "names"))
-    configuration.write_text(CONFIGURATION)
-    write_weights(weights, network, seeded_weights(network, 0))
-    labels.write_text("red\ngreen\nblue\n")
-    return f"{configuration},weights={weights},labels={labels}"
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Iterator[Callable[..., Readers]]:
-    """Read models from sources by name."""
-    with ExitStack() as stack:
-        forks = stack.enter_context(forking(tmp_path / "forks"))
-        (own := tmp_path / "own").mkdir(exist_ok=True)
-        yield lambda **sources: stack.enter_context(reading(forks, own, sources, ["live"]))
-
-
-def test_what_is_read_a_worker_loads(
-    gateway: Gateway,
-    child: Callable[..., Child],
-    read: Callable[..., Readers],
-    darknet_files: str,
-) -> None:
-    answer = read(net=darknet_files).answer("net", 4)
-    assert (answer.model, answer.version, answer.reason) == ("net", 4, "")
-    description = ModelDescription.from_json(answer.description)
-    assert description.labels == ("red", "green", "blue")
-    assert (description.input_shape, description.takes_images) == ((8, 8, 3), True)
-    worker = child("worker.inference_worker_process")
-    gateway.hears(JoinPool, worker)
-    gateway.tells(TAKEN_IN)
-    assert load(gateway, worker, description).reason == ""
-
-
-def test_a_model_is_read_again_as_it_is_then(
-    read: Callable[..., Readers], darknet_files: str, tmp_path: Path
-) -> None:
-    readers = read(net=darknet_files)
-    keys = [ModelDescription.from_json(readers.answer("net", 1).description).arrays_key]
-    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
-    write_weights(tmp_path / "n.weights", network, seeded_weights(network, 1))
-    keys.append(ModelDescription.from_json(readers.answer("net", 2).description).arrays_key)
-    assert keys[0] != keys[1]
-    (tmp_path / "n.weights").write_bytes(b"damaged")
-    answer = readers.answer("net", 3)
-    assert answer.description == ""
-    assert "n.weights" in answer.reason
-
-
-def test_a_training_run_is_followed(
-    read: Callable[..., Readers],
-    start: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    words = "--epochs", "100000", "--workers", "1", "--run-dir", str(tmp_path / "run")
-    run = start("train", "digits", *words)
-    readers = read(live=run.address)
-    answers = [readers.answer("live", 1), *(readers.hears() for _ in range(2))]  # unasked
-    os.kill(readers.process_of("live"), signal.SIGKILL)
-    answers.append(readers.hears())
-    assert [each.reason for each in answers] == [""] * 4
-    versions = [each.version for each in answers]
-    assert sorted(set(versions)) == versions
-    last = ModelDescription.from_json(answers[-1].description)
-    assert last.architecture.path == "digits"
-    assert last.version == versions[-1]
-    assert map_prepared(Path(last.arrays_path), last.arrays_key) is not None
-    assert len({arrays(each) for each in answers}) == 4
-    run.process.send_signal(signal.SIGINT)
-    run.ends()
-    assert Path(f"/proc/{readers.process_of('live')}").exists()

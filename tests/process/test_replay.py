@@ -1,7 +1,5 @@
 """``dist-net replay``: a run of processes is computed again, and compared with what it was."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,43 +44,6 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, here: Here, ru
     assert with_another_rule.ends() == 1
     assert '"matches": false' in with_another_rule.stdout
     with_another_rule.says(rf"at version {version}; .* is 0\.")
-
-
-@pytest.mark.parametrize("mode", ["rounds", "async", "bsp"])
-def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
-    start: Start, here: Here, run: Path, mode: str
-) -> None:
-    train = start(
-        "train",
-        "digits",
-        "--epochs",
-        "100000",
-        "--consistency",
-        mode,
-        "--checkpoint-every",
-        "0.2",
-        "--sync",
-        "0.1",
-        "--run-dir",
-        str(run),
-    )
-    train.report(lambda report: (report["checkpoint_version"] or 0) > 0)
-    for process_id in (train.children["server"], train.process.pid):
-        os.kill(process_id, signal.SIGKILL)
-    train.ends()
-    crashed = read_journal(run / "journal")
-    checkpoint = read_checkpoint(run / "checkpoint.safetensors")
-    assert crashed.fault is None
-    assert crashed.version >= checkpoint.version > 0
-
-    epochs = str(checkpoint.ledger["next_epoch"] + 1)
-    start("train", "--resume", "--run-dir", str(run), "--epochs", epochs, "--json").result()
-    journal = read_journal(run / "journal")
-    assert [each.version for each in journal.starts()] == [0, checkpoint.version]
-    result = here("replay", run, "--json")
-    trained = read_checkpoint(run / "checkpoint.safetensors")
-    assert result["weights_sha256"] == sha256_of(trained.weights).hex()
-    assert result["matches"] is True
 
 
 WITHOUT_AVX2 = environment_of(PORTABLE)["NPY_DISABLE_CPU_FEATURES"] + " FMA3 AVX2 X86_V3"

@@ -19,10 +19,7 @@ import pytest
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
 from dist_net.errors import (
-    BadRequestError,
     DistNetError,
-    PoolUnavailableError,
-    ShapeError,
 )
 from dist_net.nets.darknet import DarknetNetwork
 from dist_net.nets.darknet.configuration import read_configuration
@@ -242,66 +239,6 @@ def test_a_reload_serves_the_next_version_and_fails_nothing(serve, net, expected
     assert set(versions) == {1, 2, 3}
 
 
-class HttpLoad(threading.Thread):
-    """Asks over HTTP on and on, by JSON so long that a thread parses it."""
-
-    def __init__(self, pool: Pool, rows: np.ndarray) -> None:
-        super().__init__()
-        data = ",".join(f"{each:.20f}" for each in rows.ravel())
-        inputs = f'"name": "input", "shape": {[*rows.shape]}, "datatype": "FP32", "data": [{data}]'
-        self._body = f'{{"inputs": [{{{inputs}}}]}}'.encode()
-        assert len(self._body) > 1 << 17
-        self._pool = pool
-        self._stopped = threading.Event()
-        self.versions: list[int] = []
-        self.refused: list[str] = []
-
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            status, answer = self._pool.post(f"/v2/models/{TINY}/infer", self._body)
-            if status == 200:
-                self.versions.append(int(answer["model_version"]))
-            else:
-                self.refused.append(answer["error"])
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
-
-
-def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve, net, eventually):
-    """Of two shapes with equally many numbers, which reloads change under load."""
-    pool = serve(net.source, "--workers", "2")
-    configuration = net.directory / "net.cfg"
-    shapes = [TINY_SHAPE, (14, 56, 1)]  # of odd and of even versions
-    texts = [configuration.read_text()]
-    texts.append(texts[0].replace("height=28", "height=14").replace("width=28", "width=56"))
-    loads = [HttpLoad(pool, ROWS[:8].reshape(8, *shape)) for shape in shapes for _ in range(2)]
-    answered: list[tuple[int, int]] = []  # of what shape, by which version
-    with Client(pool.address, timeout_s=30) as client, Client(pool.address) as operator:
-        for load in loads:
-            load.start()
-        try:
-            for version in range(2, 8):
-                configuration.write_text(texts[(version - 1) % 2])
-                operator.reload(TINY, timeout_s=60)
-                for index in [0, 1] * 8:
-                    try:
-                        inputs = ROWS[:8].reshape(8, *shapes[index])
-                        answered.append((index, client.infer(TINY, inputs).version))
-                    except (ShapeError, BadRequestError):
-                        pass
-            eventually(lambda: all(load.versions for load in loads))
-        finally:
-            for load in loads:
-                load.stop()
-    answered += [(i // 2, version) for i, load in enumerate(loads) for version in load.versions]
-    assert len(answered) > 48
-    assert {version % 2 for index, version in answered if index == 0} == {1}
-    assert {version % 2 for index, version in answered if index == 1} == {0}
-    assert all("shape" in reason for load in loads for reason in load.refused)
-
-
 def test_workers_are_replaced_though_prepared_weights_and_logs_were_removed(
     serve, net, expected, tmp_path, eventually
 ):
@@ -430,28 +367,3 @@ time.sleep(600)
         killed.kill()
     assert len(processes) >= 3
     eventually(lambda: not any(Path(f"/proc/{int(each)}/exe").exists() for each in processes))
-
-
-def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
-    serve, net, expected, eventually
-):
-    pool = serve(net.source, "--workers", "3")
-    before = pool.all_workers(3)
-    forks = pool.command.children["fork-server"]
-    with Load(pool.address, pause_s=0.02) as load:
-        os.kill(forks, signal.SIGKILL)
-        eventually(lambda: pool.command.children.get("fork-server") not in (None, forks))
-        assert pool.workers() == before
-        os.kill(before["worker-0"], signal.SIGKILL)
-        eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
-        count = len(load.answers)
-        eventually(lambda: len(load.answers) > count + 200)
-    # A busy machine may keep both others quiet for a moment, in which requests are refused.
-    load.errors = [each for each in load.errors if not isinstance(each, PoolUnavailableError)]
-    load.require_right(expected)
-    assert (
-        pool.workers().items() >= {name: before[name] for name in ("worker-1", "worker-2")}.items()
-    )
-    pool.command.process.send_signal(signal.SIGINT)
-    assert pool.command.ends() == 130
-    assert not [*pool.command.temporary.iterdir()]

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,6 @@ from dist_net.data import dataset_named
 from dist_net.errors import DistNetError, ReloadError
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
-from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.wire.security import CLIENT, load_peer_keys
 from process import test_serve
 
@@ -172,41 +169,3 @@ def test_answers_follow_the_run_and_its_last_version_stays(
     for version, _ in questions.answers:
         newest = max(newest, place[version])
         assert place[version] >= newest - 1
-
-
-def of_snapshot(address: str) -> np.ndarray:
-    """What the weights make of the rows that the server at this address has now."""
-    with Observer(address) as observer:
-        weights = observer.snapshot().weights
-    model = load_recipe("digits").recipe.model
-    return softmax(Inference(model, prepare(model, weights))(ROWS))
-
-
-def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
-    start: Start, serve: Any, run: Path, eventually: Eventually
-) -> None:
-    server = start(
-        *("parameter-server", "digits", "--epochs", "100000"),
-        *("--listen", "tcp://127.0.0.1:0", "--run-dir", str(run)),
-    )
-    address = server.says(r"--connect (tcp://\S+)")[1]
-    pool = serve(f"{LIVE}={address}", "--workers", "1")
-    with Client(pool.address, timeout_s=30) as client:
-        first = client.infer(LIVE, ROWS[:8])
-        assert first.version == 0
-        np.testing.assert_allclose(first.probabilities, of_snapshot(address)[:8], atol=1e-6)
-        assert client.reload(LIVE) == 0  # there is no other
-        client.unload(LIVE)
-
-        start("worker", "digits", "--connect", address)
-        with Observer(address) as observer:
-            eventually(lambda: observer.status()["version"] > 10)
-        for _ in range(25):  # two versions arrive meanwhile, or three
-            time.sleep(0.1)
-            with pytest.raises(DistNetError, match="unload"):
-                client.infer(LIVE, ROWS[:8])
-        again = client.reload(LIVE)
-        assert client.infer(LIVE, ROWS[:8]).version >= again > 10
-        eventually(lambda: client.infer(LIVE, ROWS[:8]).version > again)
-    pool.command.process.send_signal(signal.SIGTERM)
-    assert pool.command.ends() == 0, pool.command.stderr

@@ -1,8 +1,6 @@
 """ONNX files of others, and nets of ours by ONNX Runtime: served, predicted with, and a base."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from platform import machine
@@ -17,7 +15,7 @@ import dist_net
 from dist_net import Client
 from dist_net.autodiff import Expression
 from dist_net.data import records
-from dist_net.errors import BadRequestError, ExportError, ReloadError, ShapeError
+from dist_net.errors import BadRequestError, ExportError, ShapeError
 from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.nn import (
     Concatenate,
@@ -305,25 +303,3 @@ def test_a_small_file_that_needs_much_memory_is_refused(start: Start, tmp_path: 
     command = start("serve", str(path), "--workers", "1")
     assert command.ends() == 2
     assert "m.onnx" in command.stderr
-
-
-def test_a_served_version_outlives_refused_reloads_and_the_end_of_its_workers(
-    serve: Start, eventually: Callable[..., None], tmp_path: Path
-) -> None:
-    model = Model(Sequential(Dense(4), Dense(3)), (2,), mean_squared_error, np.float32)
-    model.weights = model.layout.initial(np.random.default_rng(0))
-    model.save(tmp_path / "m")
-    rows = np.ones((2, 2), np.float32)
-    expected = model.predict(rows)
-    pool = serve(f"m={tmp_path / 'm'}", "--workers", "1")
-    with Client(pool.address, timeout_s=60) as client:
-        for number in range(1, 6):  # each has arrays of its own, which no worker accepts
-            model.weights = np.full(model.layout.size, number * 1e37, np.float32)
-            model.save(tmp_path / "m")
-            with pytest.raises(ReloadError, match="finite"):
-                client.reload("m")
-        before = pool.all_workers(1)
-        os.kill(before["worker-0"], signal.SIGKILL)
-        eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
-        eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
-        assert np.allclose(client.predict("m", rows), expected, atol=1e-5)

@@ -5,30 +5,22 @@ import os
 import resource
 import shutil
 import signal
-import socket
-import threading
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import pytest
 
 import dist_net
-from dist_net.errors import ProtocolError
 from dist_net.ground.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.training.run.joined_run import offered_by
-from dist_net.wire.messages import Equipment, Follow, Join
+from dist_net.wire.messages import Follow
 from dist_net.wire.security import OPERATOR, load_peer_keys
-from dist_net.wire.standbys import standbys_in
 from dist_net.wire.token import JoinToken
 from dist_net.wire.token_exchange import join_by_token
-from dist_net.wire.transport import ClientSocket, ServerAccess, access_with
+from dist_net.wire.transport import ClientSocket
 from drawn_images import draw_shapes
 from journaled import assert_each_sample_once
 
@@ -85,45 +77,6 @@ def observing(server: Any) -> Observer:
 def token_of(server: Any, what: str = "run there") -> JoinToken:
     """The token that the server's host has printed for workers, or for a standby."""
     return JoinToken.parse(server.says(rf"{what}.*\n\s+echo (\S+) \|")[1])
-
-
-def a_join(server: Any, access: ServerAccess, host: str, identity: int) -> Join:
-    """A request to join of a worker with the run's recipe, which claims to be on this host."""
-    with observing(server) as observer:
-        size = observer.snapshot().weights.size
-    digest = offered_by(access, 30.0).digest
-    return Join(host, identity, digest, size, request_id=1, equipment=Equipment(host))
-
-
-class Cable:
-    """Carries TCP connections to a port of this host, until it is pulled."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._ends: list[socket.socket] = []
-        self.port = self._listening.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-                self._ends += near, far
-                for ends in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while content := source.recv(1 << 16):
-                target.sendall(content)
-
-    def pull(self) -> None:
-        for each in (self._listening, *self._ends):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
 
 
 @pytest.fixture
@@ -338,52 +291,6 @@ def test_standbys_end_with_the_run_and_with_their_keys(
         worker.send(Follow("third", "tcp://127.0.0.1:1", 0, 0, 0, 0, 0, 1, 0, 0, 0.0, 0.0))
         answer = worker.receive(10.0)
     assert "role worker may not send Follow" in answer.reason
-
-
-def test_an_operator_forgets_a_standby_that_is_lost(
-    train: Start, stand_by: Start, here: Callable[..., Any], eventually: Eventually
-) -> None:
-    first = train("first", "--epochs", "100000")
-    second = stand_by("second", first, "--workers", "0")
-    eventually((directory_of(second) / "checkpoint.safetensors").exists)
-    lose(second)
-    address, keys = access_of(first)
-    with observing(first) as observer:
-        eventually(lambda: observer.status()["majority_warning"])
-        with pytest.raises(ProtocolError, match="second"):  # it names who is missing
-            observer.forget("first")
-        here("members", "list", address, "--keys", keys)
-        here("members", "forget", address, "second", "--keys", keys)
-        before = observer.status()["samples"]
-        eventually(lambda: observer.status()["samples"] > before + 20 * SAMPLES)
-        assert [each["name"] for each in observer.status()["voters"]] == ["first"]
-
-
-def test_a_visit_in_the_name_of_another_host_begins_no_term(
-    train: Start, stand_by: Start, start: Start, eventually: Eventually
-) -> None:
-    first = train("first", "--epochs", "100000")
-    token = token_of(first)
-    start("join", token.text, "--trust-recipe", "--workers", "1", prefix=on("third"))
-    first.says("third: 1 worker joined")
-    hostile = join_by_token(token)  # before the standby copies the keys that are admitted
-    cable = Cable(int(token.addresses[0].rpartition(":")[2]))
-    by_cable = replace(token_of(first, "run instead"), addresses=(f"tcp://127.0.0.1:{cable.port}",))
-    second = stand_by("second", first, "--workers", "0", token=by_cable.text)
-    eventually((directory_of(second) / "checkpoint.safetensors").exists)
-    join = a_join(first, hostile, "third", 1)
-    with observing(first) as observer:
-        [standby] = eventually(lambda: standbys_in(observer.status()["standby_list"]))
-        cable.pull()
-        access = access_with(hostile.keys, standby)
-        with ClientSocket(*access) as visitor:
-            for number in range(40):  # of the standby's patience three times as long
-                visitor.send(join._replace(request_id=number, identity=number))
-                sleep(0.25)
-        assert "this host continues the run" not in second.stderr
-        before = observer.status()["samples"]
-        eventually(lambda: observer.status()["samples"] > before + 20 * SAMPLES)
-        assert observer.status()["term_number"] == 1
 
 
 def test_the_tuning_on_a_folder_goes_on_where_a_copy_of_the_folder_is(

@@ -23,8 +23,6 @@ from dist_net.training.run.run_options import RunOptions
 from journaled import assert_each_sample_once
 
 Start = Here = Callable[..., Any]
-Eventually = Callable[[Callable[[], Any]], Any]
-
 REPORTED = {
     *(
         "recipe",
@@ -83,23 +81,6 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     assert not [name for name in names if name.endswith(".partial")]
     log = (run / "logs" / "worker-0.log").read_text()
     assert log.index("updates_begun") < log.index("joined worker=")  # its code was loaded before
-
-
-def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
-    start: Start, here: Here, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    asked = ["train", "digits", "--epochs", "100000", "--patience", "2", "--run-dir", str(run)]
-    report = start(*asked, "--json").result()
-    assert report["samples"] < 100000 * 1437
-    accuracies = [
-        record["accuracy"]
-        for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        if record["kind"] == "test"
-    ]
-    assert report["test_accuracy"] == max(accuracies)
-    evaluated = here("evaluate", run, "--json")
-    assert evaluated["test_accuracy"] == report["test_accuracy"]
 
 
 def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
@@ -306,24 +287,6 @@ def test_commands_are_shown_as_a_shell_takes_them(
     assert start(*taken_apart(following.removeprefix("next: "))).ends() == 0
 
 
-def test_keys_are_created_with_the_commands_that_use_them(start: Start, tmp_path: Path) -> None:
-    directory = tmp_path / "two words"
-    created = start("keys", "create", str(directory), "--worker", "alice")
-    assert created.ends() == 0
-    shown = [shlex.split(line)[1:] for line in created.stdout.splitlines() if line[:4] == "    "]
-    assert shown == [
-        ["parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", str(directory)],
-        ["-rp", f"{directory}/alice", "WORKER_HOST:"],
-        ["worker", "RECIPE", "--connect", "tcp://HOST:PORT", "--keys", "alice"],
-    ]
-
-
-def test_a_name_that_is_no_text_is_printed_too(start: Start, tmp_path: Path) -> None:
-    created = start("keys", "create", str(tmp_path / "a\udcffb"))
-    assert created.ends() == 0, created.stderr
-    assert rf"{tmp_path}/a\udcffb" in created.stdout
-
-
 @pytest.mark.main_path
 def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
     """The worker takes the recipe's name from the server."""
@@ -376,62 +339,3 @@ def test_workers_by_hand_are_interrupted_killed_and_told_that_the_run_was_interr
     assert worker.ends() == 130
     assert re.match("dist-net worker: .*SIGTERM", worker.stderr.splitlines()[-1])
     assert_each_sample_once(run, 256)
-
-
-def test_a_checkpoint_that_fails_is_shown_at_once_and_the_run_goes_on(
-    start: Start, counting: str, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    checkpoint = run / "checkpoint.safetensors"
-    train = start(
-        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "40"),
-        *("--run-dir", str(run), "--checkpoint-every", "0.05", "--json"),
-    )
-    address = train.address
-    checkpoint.rename(run / "kept")
-    checkpoint.mkdir()  # where no file can take its place
-    train.says("the checkpoint .* could not be written")
-    status = start("status", address)
-    assert status.ends() == 0
-    assert "could not be written" in status.stdout
-    checkpoint.rmdir()
-    train.says("checkpoints can be written again")
-    assert start("worker", counting, "--connect", address).ends() == 0
-    assert train.result()["samples"] == 40 * 256
-
-
-SLOW_TO_LOAD = """
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
-
-from dist_net import load_recipe
-
-digits = load_recipe("digits").recipe
-
-
-def dataset():
-    while "_process" in sys.argv[0] and not Path(__file__).with_name("gate").exists():
-        time.sleep(0.01)
-    return digits.load_dataset()
-
-
-recipe = replace(digits, dataset=dataset)
-"""
-
-
-def test_processes_report_that_they_load_a_dataset_until_they_have(
-    start: Start, tmp_path: Path, eventually: Eventually
-) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_TO_LOAD)
-    run = tmp_path / "run"
-    train = start(
-        *("train", str(tmp_path / "slow.py"), "--epochs", "1", "--run-dir", str(run), "--json"),
-    )
-    train.says(r"worker-[01] is loading the dataset")  # the server does not read it
-    said = run / "logs" / "worker-0.out"
-    eventually(lambda: said.read_text().count("LOADING the dataset\n") > 2)
-    (tmp_path / "gate").touch()
-    assert train.result()["samples"] == 1437
-    assert "restarting" not in train.stderr

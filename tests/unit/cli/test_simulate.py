@@ -7,7 +7,6 @@ from contextlib import redirect_stdout
 
 import pytest
 
-from dist_net import cli
 from dist_net.cli import parse
 from dist_net.cli import simulate as command
 from dist_net.errors import BadInputError, SettingError
@@ -39,17 +38,6 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capfd: pytest.CaptureFixture[
     assert result["network"] == {"bytes_per_s": 125e6, "latency_s": 1e-4}
     assert f"{result['workers_that_pay']} workers can pay" in text
     assert command.REASONS[result["limit"]] in text
-
-
-def test_numbers_are_printed_whole_on_a_narrow_terminal(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    simulate("--step-ms", 1, "--parameters", 1, "--batch-size", 400_000, "--workers", 100)
-    title, headings, _, row, _ = capfd.readouterr().out.splitlines()
-    assert re.fullmatch(r"100 +[\d,]{9,} +[\d.]+ +[\d,]+ +\d+% +server", row)
-    assert headings.index("limit") == row.index("server")
-    assert "minibatches of 400,000 in 1 ms" in title
 
 
 def test_the_step_of_a_recipe_is_timed_on_this_host(
@@ -84,13 +72,6 @@ def test_a_network_is_a_rate_and_a_latency(text: str, bytes_per_s: float, latenc
 def test_no_other_text_is_a_network(text: str) -> None:
     with pytest.raises(SettingError, match=re.escape(f"network={text!r}")):
         Network.parse(text)
-
-
-def test_another_network_ends_the_command_with_the_remedy(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    assert cli.main(["simulate", *BY_HAND, "--network", "fast"]) == BadInputError.exit_code
-    assert re.search(naming("network='fast'", "1gbit:0.1ms"), capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

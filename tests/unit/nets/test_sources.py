@@ -451,21 +451,6 @@ def test_what_a_run_has_learnt_is_read_without_its_data(run: RunDirectory, own: 
     assert not own.with_name("data").exists()
 
 
-@pytest.mark.parametrize("copy", ["as it was", "changed", "missing"])
-def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: str) -> None:
-    """Whatever file a checkpoint names."""
-    own.write_text("raise SystemExit('it was run')")
-    if copy == "as it was":
-        assert called(run.path).read().labels == ("cat", "dog")
-        return
-    if copy == "changed":
-        run.recipe.write_text(own.read_text())
-    else:
-        run.recipe.unlink()
-    with pytest.raises(RecipeChangedError, match=naming("run/recipe.py")):
-        called(run.path).read()
-
-
 def test_a_downloaded_recipe_is_served_only_when_trusted(
     run: RunDirectory,
     own: Path,  # noqa: ARG001
@@ -536,12 +521,6 @@ def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
     found = NamedSource("m", "ipc:///nowhere").open(progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
     assert not own.with_name("data").exists()
-
-
-def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
-    run.recipe.write_text("raise SystemExit('it was run')")
-    found = called(run.path).read()
-    assert found.labels == tuple("0123456789")
 
 
 def test_a_path_with_an_equals_sign_is_a_path_if_it_exists(tmp_path, monkeypatch):

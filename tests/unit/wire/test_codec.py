@@ -277,12 +277,6 @@ def test_a_text_that_is_not_unicode_is_sent_all_the_same():
 
 
 @settings(deadline=None)
-@given(st.lists(st.binary(max_size=60), max_size=4))
-def test_random_frames_are_refused(frames):
-    assert_refused(frames)
-
-
-@settings(deadline=None)
 @given(st.lists(plain_values, max_size=10), st.lists(st.binary(max_size=8), max_size=2))
 def test_a_header_of_random_values_is_refused(values, frames):
     assert_refused([header(*values), *frames])
@@ -301,16 +295,6 @@ def test_a_damaged_message_raises_nothing_but_a_protocol_error(message, data):
     except ProtocolError:
         return
     assert isinstance(decoded, get_args(Message))
-
-
-@settings(deadline=None)
-@given(st.sampled_from(get_args(Message)), st.lists(plain_values, max_size=9))
-def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
-    try:
-        decoded = decode([header(PROTOCOL_VERSION, kind.__name__, *fields)])
-    except ProtocolError:
-        return
-    assert isinstance(decoded, kind)
 
 
 @pytest.mark.parametrize(

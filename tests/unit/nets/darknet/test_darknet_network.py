@@ -312,27 +312,3 @@ def test_float32_stays_within_a_hundred_thousandth_of_float64(name: str) -> None
     errors = layer_errors(network, vector, images)
     assert list(errors) == [layer.name for layer in network.layers]
     assert 1e-8 < max(errors.values()) < 1e-5
-
-
-def test_an_error_in_one_layer_shows_there() -> None:
-    network = network_of(f"{CONV}{CONV}{CONV}")
-    vector = seeded_weights(network, 6)
-
-    def wrong(outputs: list[ad.Expression]) -> ad.Plan:
-        return ad.compile([outputs[0], outputs[1] * 1.001, outputs[2]])
-
-    first, second, third = layer_errors(network, vector, IMAGES, wrong).values()
-    assert first < 1e-6
-    assert second == pytest.approx(1e-3, rel=0.01)
-    assert third < 1e-6
-
-
-def test_a_graph_in_float64_has_no_float32_left() -> None:
-    x = ad.variable("x", (2, 3))
-    small = ad.variable("small", (2, 3), np.uint8)
-    y = ad.astype(small, "float32") * 0.1 + x * ad.constant(np.ones(3, np.float32))
-    (doubled,) = in_float64([y])
-    assert doubled.dtype == np.float64
-    third = np.full((2, 3), 1 / 3)
-    (found,) = ad.evaluate([doubled], x=third, small=np.ones((2, 3), np.uint8))
-    np.testing.assert_allclose(found, third + np.float32(0.1), rtol=1e-15)
