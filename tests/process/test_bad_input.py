@@ -110,52 +110,6 @@ def test_a_setting_that_cannot_be(refuses: Refuses, option: str, value: str, say
     refuses(says, "train", "digits", option, value)
 
 
-RECIPE = """
-from pathlib import Path
-from dist_net.data import Dataset
-from dist_net.data.named_datasets import read_idx
-from dist_net.nn import Dense, Flatten, Rescale, Sequential
-from dist_net.nets.recipes.recipe import Recipe
-
-def network(classes=10):
-    return Sequential(Rescale(), Flatten(), Dense(classes))
-
-def nothing():
-    return None
-
-def missing():
-    return Path("/nowhere/images").read_bytes()
-
-def cut_short():
-    return read_idx(Path(__file__).with_name("images"))
-
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("1 / 0", r"recipe\.py.*ZeroDivisionError"),
-        ("recipe =", r"recipe\.py.*SyntaxError"),
-        ("raise SystemExit(7)", r"recipe\.py.*SystemExit.*7"),
-        ("", "'recipe'.*NoneType"),
-        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe\.py.*Dense.*Rescale"),
-        ("recipe = Recipe(network(), 'mnist', (8, 8))", "'mnist'.*fashion-mnist"),
-        ("recipe = Recipe(network(), 'digits', (9, 9))", r"'digits'.*\(8, 8\).*\(9, 9\)"),
-        ("recipe = Recipe(network(9), 'digits', (8, 8))", "'digits'.*10 classes"),
-        ("recipe = Recipe(network(), nothing, (8, 8))", "dataset.*NoneType"),
-        ("recipe = Recipe(network(), missing, (8, 8))", "dataset.*FileNotFoundError"),
-        ("recipe = Recipe(network(), cut_short, (8, 8))", r"\S+/images"),
-    ],
-)
-def test_a_recipe_that_fails(refuses: Refuses, tmp_path: Path, text: str, says: str) -> None:
-    # The header of an IDX file of nine images, and a single pixel.
-    (tmp_path / "images").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 8, 1]))
-    path = tmp_path / "recipe.py"
-    path.write_text(RECIPE + text)
-    refuses(says, "train", path)
-
-
 def test_a_recipe_that_is_none(refuses: Refuses) -> None:
     refuses("'no-such'.*digits", "train", "no-such")
 

@@ -161,41 +161,6 @@ def test_a_host_is_cut_off_in_mid_run_and_comes_back(
     assert assert_each_sample_once(tmp_path / "run", 256) == 80
 
 
-def test_only_workers_with_the_right_keys_and_recipe_may_join(
-    start: Start, hosts: Hosts, keys: Path, server: Any, counting: str, tmp_path: Path
-) -> None:
-    address = server.says(rf"--connect (tcp://{SERVER}:\d+)")[1]
-    # Who knows the server's key, which is no secret, but is not known to the server.
-    others, stranger = tmp_path / "others" / "client", tmp_path / "others" / "worker"
-    shutil.copy(keys / "server.key", stranger / "server.key")
-
-    def worker(*arguments: str) -> Any:
-        return start(
-            # None of them waits for a timeout.
-            *("worker", "--connect", address, "--timeout", "1e6", *arguments),
-            prefix=hosts.on("worker-0"),
-        )
-
-    refused = {
-        "without keys: create keys with 'dist-net keys create DIR'": (2, worker(counting)),
-        "the server refuses these keys": (1, worker(counting, "--keys", str(stranger))),
-        "not those of server.key": (1, worker(counting, "--keys", str(others))),
-        "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
-        "may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
-        "pass the path of the same file on this host": (2, worker("--keys", str(keys))),
-    }
-    status = start("status", address, "--keys", str(keys), "--json", prefix=hosts.on("worker-1"))
-    for reason, (code, command) in refused.items():
-        assert command.ends() == code
-        last = command.stderr.splitlines()[-1]
-        assert last.startswith("dist-net worker: ")
-        assert reason in last
-        assert "Traceback" not in command.stderr
-    assert status.result()["workers_joined"] == 0
-    server.process.send_signal(signal.SIGINT)
-    assert server.ends() == 130
-
-
 @pytest.mark.main_path
 def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_back(
     start: Start, hosts: Hosts, counting: str, tmp_path: Path

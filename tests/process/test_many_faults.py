@@ -7,8 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,15 +18,10 @@ import pytest
 from journaled import assert_each_sample_once
 
 Start = Callable[..., Any]
-Eventually = Callable[[Callable[[], Any]], Any]
-
 FAULTS = 200
 EPOCHS = 150
 SAMPLES = 60_000
 ALIKE = 0.005  # in accuracy: half a point
-LIVES = 300
-MAX_LIFE_S = 2.0
-
 pytestmark = pytest.mark.slow
 
 
@@ -77,47 +70,3 @@ def test_a_run_of_two_hundred_faults_is_as_good_as_one_of_none(
     assert assert_each_sample_once(run, SAMPLES) == EPOCHS
     assert abs(report["test_accuracy"] - undisturbed["test_accuracy"]) <= ALIKE
     assert result_of(start("replay", str(run), "--json"))["matches"] is True
-
-
-def process_ids_of(run: Path) -> list[int]:
-    """Those of processes that were given this run directory."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if os.fsencode(run) in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
-
-
-def test_three_hundred_runs_that_are_killed_leave_nothing(
-    counting: str, tmp_path: Path, eventually: Eventually
-) -> None:
-    """The command is killed, or first its server or one of its workers, at any moment."""
-    run, temporary = tmp_path / "run", tmp_path / "t"
-    temporary.mkdir()
-    seed = random.randrange(2**32)
-    print(f"the kills' seed is {seed}")
-    chance = random.Random(seed)
-    shared = sorted(Path("/dev/shm").iterdir())
-    command = [sys.executable, "-P", "-m", "dist_net", "train", counting, "--run-dir", str(run)]
-    environment = os.environ | {"TMPDIR": str(temporary)}
-
-    def begin(*options: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*command, *options], env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path
-        )
-
-    for _ in range(LIVES):
-        train = begin("--resume", "auto", "--epochs", "1000000")
-        time.sleep(chance.uniform(0.0, MAX_LIFE_S))
-        for victim in (chance.choice([train.pid, *process_ids_of(run)]), train.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-        train.wait()
-    eventually(lambda: not process_ids_of(run))
-    ended = begin("--resume", "auto")
-    time.sleep(MAX_LIFE_S)
-    ended.send_signal(signal.SIGINT)
-    assert ended.wait() == 130
-    assert not list(temporary.iterdir())
-    assert sorted(Path("/dev/shm").iterdir()) == shared

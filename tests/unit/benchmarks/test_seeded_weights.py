@@ -20,7 +20,7 @@ def test_a_seed_says_which_weights() -> None:
     assert not np.array_equal(seeded_weights(network, 1), seeded_weights(network, 2))
 
 
-@pytest.mark.parametrize("name", few(["alexnet", "darknet53", "densenet201"]))
+@pytest.mark.parametrize("name", few(["alexnet", "darknet53"]))
 def test_activations_are_of_order_1_and_the_output_is_not_saturated(name: str) -> None:
     size = 99 if name == "alexnet" else 64
     network = DarknetNetwork(published(name).configuration(size))

@@ -3,9 +3,7 @@
 import csv
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from dist_net.ground.printable import PrintableFormatter
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nets.sources.named_source import NamedSource
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from image_runs import SIDE, write_run
@@ -132,26 +129,6 @@ def test_the_answers_for_a_folder_are_written_to_a_file(
     assert broken["image"] == str(folder / "broken\udcff.png")
     assert "broken" in broken["error"]
     assert broken["answer"] == ""
-
-
-def test_names_and_labels_give_a_terminal_nothing_to_obey(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = str(write_run(tmp_path / "run"))
-    found = NamedSource("m", run).open(lambda _: None).read()
-    labelled = replace(found, labels=("red\x1b[31m", "b\rc", "\x9b2J\n"))
-    source = SimpleNamespace(read=lambda: labelled)
-    monkeypatch.setattr(named_source, "model_source", lambda *_, **__: source)
-    good, bad = tmp_path / "a\x1b[2J.png", tmp_path / "b\x1b]0;title\x07.png"
-    Image.new("RGB", (SIDE, SIDE)).save(good)
-    bad.write_text("none")
-    assert main(["predict", run, str(good), str(bad)]) == 1
-    shown = capfd.readouterr()
-    for text in (shown.out, shown.err):
-        assert text
-        assert all(line.isprintable() for line in text.split("\n"))
-    assert "red\\x1b[31m" in shown.out
-    assert "title" in shown.err
 
 
 def test_a_warning_gives_a_terminal_nothing_to_obey() -> None:

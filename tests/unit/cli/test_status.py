@@ -13,7 +13,6 @@ from rich.console import Console
 from dist_net.cli import main, status
 from dist_net.cli.status import BAR_CELLS, bar, run_line, run_view, staleness_bars
 from dist_net.errors import NoAnswerError, ProtocolError
-from dist_net.ground.printable import printable
 from dist_net.nets import observer
 from dist_net.nets.observer import NO_RECORDS
 from dist_net.training.server.metrics import STALENESS_BUCKETS
@@ -123,14 +122,6 @@ def test_buckets_of_staleness_are_named_by_their_numbers() -> None:
     assert names[:5] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
     assert names[-1] == "16,384 and more"
     assert len(names) == STALENESS_BUCKETS
-
-
-def test_nothing_that_a_terminal_obeys_reaches_it(report: dict[str, Any]) -> None:
-    report["workers"][0] |= {"name": f"one{ESCAPE}\n", "host": ESCAPE, "blas": "\u202eevil"}
-    report |= {"recipe": ESCAPE, "checkpoint_error": f"full\r{ESCAPE}"}
-    for text in (drawn(status.view(report)), status.line(report)):
-        assert all(each.isprintable() or each == "\n" for each in text)
-    assert printable("a\nb\x9b\udcff") == r"a\nb\x9b\udcff"
 
 
 def test_a_report_of_another_kind_is_an_error_of_ours(report: dict[str, Any]) -> None:

@@ -24,23 +24,6 @@ def test_their_number_shape_and_range(digits):
         assert (images.dtype, images.min(), images.max()) == (np.uint8, 0, 255)
 
 
-def test_the_split_keeps_the_classes_in_proportion(digits):
-    train, test = (
-        np.bincount(labels, minlength=10) for labels in (digits.train_targets, digits.test_targets)
-    )
-    # The counts of the 1,797 as UCI publishes them.
-    assert (train + test).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert np.abs(test - (train + test) / 5).max() < 1
-
-
-def test_no_digit_is_in_both_parts(digits):
-    train, test = (
-        {image.tobytes() for image in images}
-        for images in (digits.train_inputs, digits.test_inputs)
-    )
-    assert not train & test
-
-
 def test_images_and_labels_belong_together(digits):
     """The nearest neighbour in the training part has the right label, as is known of this data."""
     train = digits.train_inputs.reshape(-1, 64).astype(np.float32)

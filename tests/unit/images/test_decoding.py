@@ -104,29 +104,12 @@ def test_a_grey_image_has_three_equal_channels() -> None:
     np.testing.assert_array_equal(pixels, np.repeat(noise(3, 4, 1), 3, axis=2))
 
 
-def test_one_bit_is_black_or_white() -> None:
-    image = Image.new("1", (3, 1))
-    image.putpixel((1, 0), 1)
-    assert load_image(encoded(image)).tolist() == [[[0] * 3, [255] * 3, [0] * 3]]
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_of_sixteen_bits_the_upper_eight_count(kind: str) -> None:
     values = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], np.uint16)
     pixels = load_image(encoded(Image.fromarray(values), kind))
     assert pixels[0, :, 0].tolist() == [0, 0, 1, 0x7F, 255]
     assert (pixels == pixels[:, :, :1]).all()
-
-
-def test_a_grey_pgm_of_sixteen_bits_is_read_too() -> None:
-    pixels = load_image(b"P5 3 1 65535\n" + bytes([0, 255, 0x7F, 1, 255, 255]))
-    assert pixels[0, :, 0].tolist() == [0, 0x7F, 255]
-
-
-def test_colour_of_sixteen_bits_too() -> None:
-    row = b"\0" + struct.pack(">6H", 0xFFFF, 0x0100, 0x00FF, 0x1234, 0x8000, 0)
-    pixels = load_image(png(2, 1, 16, 2, row))
-    assert pixels.tolist() == [[[255, 1, 0], [0x12, 0x80, 0]]]
 
 
 def test_pixels_of_thirty_two_bits_are_refused() -> None:
@@ -137,53 +120,59 @@ def test_pixels_of_thirty_two_bits_are_refused() -> None:
             load_image(content)
 
 
-def test_a_palette_gives_its_colours() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([*RED, 0, 0, 255])
-    image.putpixel((1, 0), 1)
-    assert load_image(encoded(image)).tolist() == [[list(RED), [0, 0, 255]]]
+def row(mode: str, *pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """An image with these pixels side by side; for a palette, red and black."""
+    image = Image.new(mode, (len(pixels), 1))
+    if mode == "P":
+        image.putpalette([*RED, *BLACK])
+    image.putdata(pixels)
+    return encoded(image, kind, **options)
 
 
-def test_what_is_transparent_lies_on_white() -> None:
-    image = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
-    image.putpixel((1, 0), (255, 0, 0, 0))
-    image.putpixel((2, 0), (0, 0, 0, 128))
-    assert load_image(encoded(image)).tolist() == [[list(RED), list(WHITE), [127] * 3]]
+GREY_16, COLOUR_16 = struct.pack(">H", 0x1234), struct.pack(">3H", 0x1234, 0x5678, 0x9ABC)
+CONVERTED = {
+    "one bit": (row("1", 0, 1, 0), [BLACK, WHITE, BLACK]),
+    "a palette": (row("P", 0, 1), [RED, BLACK]),
+    "alpha": (
+        row("RGBA", (*RED, 255), (*RED, 0), (*BLACK, 128)),
+        [RED, WHITE, (127, 127, 127)],
+    ),
+    "grey and alpha": (row("LA", (0, 255), (0, 0)), [BLACK, WHITE]),
+    "a transparent colour of a palette": (row("P", 0, 1, transparency=1), [RED, WHITE]),
+    "the same in a GIF": (row("P", 0, 1, kind="GIF", transparency=1), [RED, WHITE]),
+    "a transparent colour": (row("RGB", RED, BLACK, transparency=BLACK), [RED, WHITE]),
+    # Of colours of 16 bits the upper 8 are shown, but all count for what is transparent.
+    "a grey PGM of 16 bits": (
+        b"P5 3 1 65535\n" + bytes([0, 255, 0x7F, 1, 255, 255]),
+        [BLACK, (0x7F, 0x7F, 0x7F), WHITE],
+    ),
+    "colour of 16 bits": (
+        png(2, 1, 16, 2, struct.pack(">x6H", 0xFFFF, 0x0100, 0x00FF, 0x1234, 0x8000, 0)),
+        [(255, 1, 0), (0x12, 0x80, 0)],
+    ),
+    "a transparent grey of 16 bits": (
+        png(3, 1, 16, 0, struct.pack(">x3H", 0x1234, 0x12FF, 0x3400), tRNS=GREY_16),
+        [WHITE, (0x12, 0x12, 0x12), (0x34, 0x34, 0x34)],
+    ),
+    "a transparent colour of 16 bits": (
+        png(
+            2,
+            1,
+            16,
+            2,
+            b"\0" + COLOUR_16 + struct.pack(">3H", 0x1334, 0x5678, 0x9ABC),
+            tRNS=COLOUR_16,
+        ),
+        [WHITE, (0x13, 0x56, 0x9A)],
+    ),
+}
 
 
-def test_a_grey_image_with_alpha_lies_on_white() -> None:
-    image = Image.new("LA", (2, 1), (0, 255))
-    image.putpixel((1, 0), (0, 0))
-    assert load_image(encoded(image)).tolist() == [[list(BLACK), list(WHITE)]]
-
-
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_transparent_colour_of_a_palette_lies_on_white(kind: str) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([*RED, *BLACK])
-    image.putpixel((1, 0), 1)
-    content = encoded(image, kind, transparency=1)
-    assert load_image(content).tolist() == [[list(RED), list(WHITE)]]
-
-
-def test_a_transparent_colour_without_a_palette_lies_on_white() -> None:
-    image = Image.new("RGB", (2, 1), RED)
-    image.putpixel((1, 0), BLACK)
-    content = encoded(image, transparency=BLACK)
-    assert load_image(content).tolist() == [[list(RED), list(WHITE)]]
-
-
-def test_a_transparent_grey_of_16_bits_lies_on_white() -> None:
-    """All 16 bits count: the second pixel's upper 8 are the same."""
-    rows = struct.pack(">x3H", 0x1234, 0x12FF, 0x3400)
-    content = png(3, 1, 16, 0, rows, tRNS=struct.pack(">H", 0x1234))
-    assert load_image(content).tolist() == [[list(WHITE), [0x12] * 3, [0x34] * 3]]
-
-
-def test_a_transparent_colour_of_16_bits_lies_on_white() -> None:
-    rows = struct.pack(">x6H", 0x1234, 0x5678, 0x9ABC, 0x1334, 0x5678, 0x9ABC)
-    content = png(2, 1, 16, 2, rows, tRNS=struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
-    assert load_image(content).tolist() == [[list(WHITE), [0x13, 0x56, 0x9A]]]
+@pytest.mark.parametrize(("content", "pixels"), CONVERTED.values(), ids=CONVERTED)
+def test_colours_become_eight_bits_of_red_green_and_blue_on_white(
+    content: bytes, pixels: list[tuple[int, int, int]]
+) -> None:
+    assert [*map(tuple, load_image(content)[0].tolist())] == pixels
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -544,28 +533,10 @@ def test_only_what_is_looked_at_is_converted() -> None:
     assert peak_bytes < pixels.nbytes
 
 
-def test_an_image_that_fits_already_is_left_as_it_is() -> None:
-    for channels in (1, 3):
-        np.testing.assert_array_equal(pad(noise(28, 28, channels), 28, 28), noise(28, 28, channels))
-
-
-def test_an_image_is_fitted_into_the_middle_of_black() -> None:
-    fitted = pad(np.full((100, 50, 3), 255, np.uint8), 28, 28)
-    assert (fitted.shape, fitted.dtype) == ((28, 28, 3), np.uint8)
-    assert (fitted[:, 7:21] == 255).all()
-    assert not fitted[:, :7].any()
-    assert not fitted[:, 21:].any()
-
-
 def test_fitting_looks_at_every_pixel() -> None:
     stripes = np.zeros((280, 280, 1), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(pad(stripes, 28, 28).astype(int) - 128).max() <= 8
-
-
-def test_fitting_leaves_at_least_one_row() -> None:
-    fitted = pad(np.full((1, 10_000, 1), 255, np.uint8), 28, 28)
-    assert fitted.any(axis=(1, 2)).sum() == 1
 
 
 def test_grey_is_the_luma() -> None:

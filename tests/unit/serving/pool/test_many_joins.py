@@ -50,5 +50,5 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
         assert pool.status(now)["workers"] == []
         return reachable_objects(pool)
 
-    at_first = come_and_go_until_all_are_gone(range(2000))
-    assert come_and_go_until_all_are_gone(range(2000, 10_000)) <= at_first + 10
+    at_first = come_and_go_until_all_are_gone(range(1500))
+    assert come_and_go_until_all_are_gone(range(1500, 4000)) <= at_first + 10
