@@ -53,7 +53,8 @@ class TimelineFile:
             return
         self._next_s = moment["at"] + WRITE_EVERY_S
         joined, self._unwritten = one_moment(self._unwritten), []
-        changed = {name: each for name, each in joined.items() if self._written.get(name) != each}
+        is_new = {name: each != self._written.get(name) for name, each in joined.items()}
+        changed = {name: joined[name] for name in joined if name == "at" or is_new[name]}
         self._written |= changed
         self._timeline.take(changed)
         try:

@@ -95,6 +95,10 @@ def test_a_viewer_reads_what_a_run_writes_and_only_what_it_has_not_seen(tmp_path
     [line] = json.loads(message)["lines"]
     assert line["events"] == [{"at": 1000.0, "text": "worker-1 was killed"}]
     assert feed.since(seen) == (seen, "")
+    file.notified("worker-1 was started again")  # in the same millisecond
+    feed.poll()
+    seen, message = feed.since(seen)
+    assert [each["at"] for each in json.loads(message)["lines"]] == [1000.0]
     for samples in range(3):
         now += 0.25
         file.reported(report(samples=samples))
