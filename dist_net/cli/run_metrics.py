@@ -1,7 +1,7 @@
 """The last report of a run as Prometheus metrics.
 
-Counters continue after a restart of the server, from its checkpoint. The label of a worker is its
-name; a report limits the number of workers.
+Counters continue after a restart of the server, from its checkpoint. The labels of a worker are its
+name and its host; a report limits the number of workers.
 """
 
 import time
@@ -93,15 +93,16 @@ def _staleness(report: dict[str, Any]) -> Metric:
 
 
 def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
-    seen: Counter[str] = Counter()
-    names = []
-    for each in workers:  # two of one name would be one series with two values
-        seen[each["name"]] += 1
-        count = seen[each["name"]]
-        names.append(each["name"] if count == 1 else f"{each['name']} ({count})")
-    for name, (key, text) in WORKER_GAUGES.items():
-        values = [(label, each[key]) for label, each in zip(names, workers, strict=True)]
-        yield gauge_family(f"worker_{name}", text, "worker", values)
+    seen: Counter[tuple[str, str]] = Counter()
+    labels = []
+    for each in workers:  # two of one name on a host would be one series with two values
+        host, name = each["host"], each["name"]
+        seen[host, name] += 1
+        count = seen[host, name]
+        labels.append((name if count == 1 else f"{name} ({count})", host))
+    for metric, (key, text) in WORKER_GAUGES.items():
+        values = [(label, each[key]) for label, each in zip(labels, workers, strict=True)]
+        yield gauge_family(f"worker_{metric}", text, "worker host", values)
 
 
 class PublishedReport:

@@ -50,6 +50,7 @@ from dist_net.training.server.copy_pace import SLOW_DISK_BYTES_PER_S
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.state import RunState
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
+from dist_net.wire.address import listen_address
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -395,7 +396,8 @@ class LocalRun:
             where = listening.keys or self._directory.path
             self._display.opened(listening.lines(self._keys, addresses[1:], where))
         if listening.needs_keys:
-            self._display.answers(addresses[1], self._directory.keys / OPERATOR)
+            address = local_address(listening.listen[0], addresses[1])
+            self._display.answers(address, self._directory.keys / OPERATOR)
         if self._keys is not None:
             self._launcher.announce(listening.known_as(addresses[1:]), self._keys)
 
@@ -496,6 +498,12 @@ def checkpoint_grace_s(checkpoint: Path) -> float:
     except OSError:  # there was none yet
         size_bytes = 0
     return CHECKPOINT_GRACE_S + size_bytes / SLOW_DISK_BYTES_PER_S
+
+
+def local_address(listen: str, contact: str) -> str:
+    """Return the address for processes of this host, whose own name may not resolve."""
+    is_any = listen_address(listen).host in ("0.0.0.0", "::")
+    return f"tcp://127.0.0.1:{contact.rpartition(':')[2]}" if is_any else contact
 
 
 def with_port_of(listen: str, contact: str) -> str:

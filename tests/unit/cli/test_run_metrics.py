@@ -1,7 +1,9 @@
 """A run's report as Prometheus reads it."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,5 +79,30 @@ def test_names_are_well_formed_and_each_series_comes_once(report: dict[str, Any]
     for samples in found.values():
         counted = Counter(tuple(labels.items()) for labels, _ in samples)
         assert max(counted.values()) == 1
+    assert all({*labels} == {"worker", "host"} for labels, _ in found["dist_net_worker_slow"])
     workers = {labels["worker"] for labels, _ in found["dist_net_worker_silence_seconds"]}
     assert workers == {"one", "one (2)", 'a "b"\\'}
+
+
+def test_workers_of_one_name_on_two_hosts_are_told_apart(report: dict[str, Any]) -> None:
+    worker = report["workers"][0]
+    report["workers"] = [worker | {"host": host} for host in ("gold", "silver")]
+    found = samples_of(report)["dist_net_worker_samples_per_second"]
+    assert [labels for labels, _ in found] == [
+        {"worker": "one", "host": host} for host in ("gold", "silver")
+    ]
+
+
+def test_the_dashboard_shows_metrics_and_labels_that_there_are(report: dict[str, Any]) -> None:
+    found = samples_of(report)
+    file = Path(__file__).parents[3] / "examples" / "grafana" / "run.json"
+    targets = [
+        each for panel in json.loads(file.read_text())["panels"] for each in panel["targets"]
+    ]
+    assert len(targets) > 10
+    for target in targets:
+        names = re.findall(r"dist_net_\w+", target["expr"])
+        assert names
+        assert [name for name in names if name not in found] == []
+        labels = {label for name in names for of, _ in found[name] for label in of}
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
