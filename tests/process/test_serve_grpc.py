@@ -1,8 +1,10 @@
 """Other people's clients of gRPC, unmodified, against ``dist-net serve --grpc``."""
 
+import socket
 import sys
 import textwrap
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.served import TINY_SHAPE
+from dist_net.serving.grpc.grpc_messages import MESSAGES
 from process import test_serve, test_serve_clients
 from process.test_serve_clients import TOKEN, of_rows, run
 
@@ -134,3 +137,60 @@ def test_messages_that_are_damaged_or_too_large_end_only_their_call(serve: Any, 
     pool.command.process.terminate()
     assert pool.command.process.wait(60) == 0
     assert "Traceback" not in pool.command.stderr
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    head = len(content).to_bytes(3, "big") + bytes([kind, flags])
+    return head + stream.to_bytes(4, "big") + content
+
+
+def field(name: str, value: str) -> bytes:
+    """A header field of HPACK, without compression (RFC 7541, 6.2.2)."""
+    texts = (each.encode() for each in (name, value))
+    return b"\0" + b"".join(bytes([len(each)]) + each for each in texts)
+
+
+def calls_that_are_not_read(token: str, message: bytes, calls: int) -> bytes:
+    """Calls whose client accepts no byte of their responses."""
+    method = field(":method", "POST") + field(":scheme", "http") + field(":authority", "x")
+    method += field(":path", f"{CALL}ModelInfer") + field("te", "trailers")
+    method += field("content-type", "application/grpc")
+    method += field("authorization", f"Bearer {token}")
+    no_window = (4).to_bytes(2, "big") + bytes(4)
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, no_window) + frame(4, 1, 0)
+    data = b"\0" + len(message).to_bytes(4, "big") + message
+    for stream in range(1, 2 * calls, 2):
+        sent += frame(1, 4, stream, method) + frame(0, 1, stream, data)
+    return sent
+
+
+def test_clients_that_do_not_read_or_exceed_a_quota_keep_no_others_from_an_answer(
+    serve: Any, net: Any, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    others = {name: f"{name}-0123456789abcdef" for name in ("slow", "few")}
+    tokens.write_text(f"{TOKEN}\n{others['slow']} name=slow\n{others['few']} name=few rate=1\n")
+    where = "--grpc", "127.0.0.1:0", "--token-file", str(tokens)
+    address = address_of(serve(net.source, "--workers", "1", *where))
+    message = MESSAGES["ModelInferRequest"](model_name="tiny")
+    message.inputs.add(name="input", datatype="FP32", shape=[1, *TINY_SHAPE])
+    message.raw_input_contents.append(bytes(4 * np.prod(TINY_SHAPE)))
+    content = message.SerializeToString()
+    host, _, port = address.rpartition(":")
+    with ExitStack() as opened:
+        for _ in range(5):
+            connection = opened.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(calls_that_are_not_read(others["slow"], content, 64))
+        channel = opened.enter_context(grpc.insecure_channel(address))
+        infer, ready = (
+            channel.unary_unary(f"{CALL}{each}") for each in ("ModelInfer", "ModelReady")
+        )
+        for _ in range(100):
+            assert infer(content, metadata=[("authorization", f"Bearer {TOKEN}")], timeout=60)
+        few = MESSAGES["ModelReadyRequest"](name="tiny").SerializeToString()
+        metadata = [("authorization", f"Bearer {others['few']}")]
+        with pytest.raises(grpc.RpcError) as refused:
+            [ready(few, metadata=metadata, timeout=60) for _ in range(100)]
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "few exceeds its quota" in refused.value.details()

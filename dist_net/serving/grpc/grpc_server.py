@@ -5,19 +5,22 @@ sockets; every call runs on the gateway's event loop.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from dist_net.errors import AddressError, DistNetError, KeyFileError
-from dist_net.serving.gateway.client_ledger import ClientLedger, LoopShare
+from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, LoopShare
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.grpc.grpc_messages import MESSAGES, PACKAGE
 from dist_net.serving.grpc.grpc_translation import filled, parsed, read_message, write_message
@@ -33,6 +36,8 @@ from dist_net.serving.http.replies import CODE_OF_STATUS, Refusals, code_of_erro
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.requests import Status
 
+logger = logging.getLogger(__name__)
+
 _STATUS_OF_CODE = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -46,16 +51,19 @@ _STATUS_OF_CODE = {
 }
 _NO_TOKEN = 401
 _SERVICE = f"{PACKAGE}.GRPCInferenceService"
+_STREAM = "ModelStreamInfer"
 _OPEN = ("ServerLive", "ServerReady")  # as HTTP's probes
 _MESSAGE_BYTES = 64 * 1024  # of a request besides its tensors
-_CALLS = 256  # at a time, each of which may hold a message of the maximum size before it runs
+_CALLS = 1024  # at a time; those that wait for their client's others have not been read
+_CALLS_OF_CLIENT = 16  # at a time; its others wait
+_CONNECTIONS = 128
 _STREAMS = 64  # of a connection
 _POLL_S = 0.25
 _MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit of headers
 
 
-Respond = Callable[[bytes, Any], Awaitable[Any]]
-"""Returns the response to a message, with gRPC's context of the call."""
+Respond = Callable[[bytes, Any, Any], Awaitable[Any]]
+"""Returns the response to a message, of an OpenRequest and gRPC's context of the call."""
 
 
 class RefusedCallError(Exception):
@@ -78,6 +86,7 @@ class GrpcServer:
         self._gateway, self._settings = gateway, settings
         self._refusals, self._ledger = refusals, ledger
         self._health = health.HealthServicer()
+        self._gates: WeakKeyDictionary[ClientShare, asyncio.Semaphore] = WeakKeyDictionary()
         max_bytes = min(settings.body_bytes, ledger.max_request_bytes) + _MESSAGE_BYTES
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=_CALLS,
@@ -86,6 +95,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", settings.header_bytes),
                 ("grpc.max_concurrent_streams", _STREAMS),
+                ("grpc.max_allowed_incoming_connections", _CONNECTIONS),
+                ("grpc.http2.max_requests_per_read", 1),
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -97,20 +108,14 @@ class GrpcServer:
             "ModelMetadata": self._model_metadata,
         }
         calls = {name: _described(name, respond) for name, respond in described.items()}
-        calls["ModelInfer"] = self._inferred
-        # Messages arrive as bytes: gRPC would log a traceback for each that cannot be parsed. They
-        # are read as a stream of one, which is the same on the wire: after the token is checked.
+        calls |= {"ModelInfer": self._inferred, _STREAM: self._streamed}
+        # Each call is one of streams, which is the same on the wire: so a message is read after the
+        # token is checked, and a response counts until it is written. Messages arrive as bytes:
+        # gRPC would log a traceback for each that cannot be parsed.
         handlers = {
-            name: grpc.stream_unary_rpc_method_handler(
-                self._unary(name, respond),
-                response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
-            )
+            name: grpc.stream_stream_rpc_method_handler(self._handler(name, respond))
             for name, respond in calls.items()
         }
-        serializer = MESSAGES["ModelStreamInferResponse"].SerializeToString
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream, response_serializer=serializer
-        )
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(_SERVICE, handlers)]
         )
@@ -147,18 +152,52 @@ class GrpcServer:
                 f"or 0 for any"
             ) from error
 
-    def _unary(self, name: str, respond: Respond) -> Any:
-        async def call(contents: AsyncIterator[bytes], context: Any) -> Any:
+    def _handler(self, name: str, respond: Respond) -> Any:
+        async def call(contents: AsyncIterator[bytes], context: Any) -> None:
             try:
-                content = b""
-                if name not in _OPEN:
+                if name in _OPEN:
+                    await context.write((await respond(b"", None, context)).SerializeToString())
+                elif name != _STREAM:
+                    await self._answer(lambda: anext(contents, b""), respond, context)
+                else:  # each in turn; an error ends only its request, except of a token
                     self._credential(context)
-                    content = await anext(contents, b"")
-                return await respond(content, context)
+                    async for content in contents:
+                        await self._answer_in_stream(content, context)
             except (DistNetError, RefusedCallError) as error:
-                await self._abort(name, context, error)
+                code, reason = _refusal(error)
+                self._refusals.note(code, f"gRPC {name}", reason)
+                await context.abort(_STATUS_OF_CODE[code], reason)
+            except grpc.aio.BaseError:
+                logger.debug("client_gone call=%s", name)
 
         return call
+
+    async def _answer(
+        self, read: Callable[[], Awaitable[bytes]], respond: Respond, context: Any
+    ) -> None:
+        """Answer a message within its client's limits; hold its bytes until the answer is read."""
+        share = self._credential(context).share(self._ledger)
+        async with self._gates.setdefault(share, asyncio.Semaphore(_CALLS_OF_CLIENT)):
+            opened = self._ledger.begin(share, time.monotonic())
+            try:
+                content = await read()
+                opened.require(len(content))
+                share.account.received_bytes += len(content)
+                response = (await respond(content, opened, context)).SerializeToString()
+                opened.answered(len(response))
+                await context.write(response)
+            finally:
+                opened.answered(0)
+
+    async def _answer_in_stream(self, content: bytes, context: Any) -> None:
+        try:
+            await self._answer(partial(_ready, content), self._streamed, context)
+        except (DistNetError, RefusedCallError) as error:
+            code, reason = _refusal(error)
+            if code == _NO_TOKEN:  # it was withdrawn
+                raise
+            response = MESSAGES[f"{_STREAM}Response"](error_message=reason)
+            await context.write(response.SerializeToString())
 
     def _credential(self, context: Any) -> Credential:
         """Return the sender's credential. Raise RefusedCallError without a valid token."""
@@ -171,11 +210,6 @@ class GrpcServer:
             raise RefusedCallError(_NO_TOKEN, reason)
         return credential
 
-    async def _abort(self, name: str, context: Any, error: Exception) -> None:
-        code, reason = _refusal(error)
-        self._refusals.note(code, f"gRPC {name}", reason)
-        await context.abort(_STATUS_OF_CODE[code], reason)
-
     def _model_ready(self, request: Any) -> dict[str, Any]:
         served = served_model(self._gateway, request.name)
         if request.version:
@@ -183,62 +217,47 @@ class GrpcServer:
         return {"ready": served.is_ready}
 
     def _model_metadata(self, request: Any) -> dict[str, Any]:
-        version = parse_version(request.version) if request.version else None
         versions = served_model(self._gateway, request.name).versions
+        version = parse_version(request.version) if request.version else None
         return model_metadata(description_of(self._gateway, request.name, version), versions)
 
-    async def _stream(self, contents: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        """Respond to each request in turn; an error ends only its request, except of a token."""
-        try:
-            self._credential(context)
-        except RefusedCallError as error:
-            await self._abort("ModelStreamInfer", context, error)
-        async for content in contents:
-            response = MESSAGES["ModelStreamInferResponse"]()
-            try:
-                response.infer_response.CopyFrom(await self._inferred(content, context))
-            except (DistNetError, RefusedCallError) as error:
-                code, response.error_message = _refusal(error)
-                if code == _NO_TOKEN:  # it was withdrawn
-                    await self._abort("ModelStreamInfer", context, error)
-            yield response
-
-    async def _inferred(self, content: bytes, context: Any) -> Any:
+    async def _inferred(self, content: bytes, opened: Any, context: Any) -> Any:
         """Return the response to a request. Raise DistNetError and RefusedCallError."""
-        credential = self._credential(context)
-        share = credential.share(self._ledger)
-        opened = self._ledger.begin(share, time.monotonic())
-        try:
-            opened.require(len(content))
-            share.account.received_bytes += len(content)
-            message = parsed("ModelInferRequest", content)
-            queue = share.client if credential.has_token else "{}:{}".format(*_peer(context))
-            exchange = RequestExchange(opened, queue, LoopShare(share.loop), is_private=False)
-            version = parse_version(message.model_version) if message.model_version else None
-            deadline_s = context.time_remaining()
+        message = parsed("ModelInferRequest", content)
+        share = opened.share
+        has_token = self._settings.tokens is not None
+        queue = share.client if has_token else "{}:{}".format(*_peer(context))
+        exchange = RequestExchange(opened, queue, LoopShare(share.loop), is_private=False)
+        version = parse_version(message.model_version) if message.model_version else None
+        deadline_s = context.time_remaining()
 
-            def read(model: Any) -> Any:
-                requests, form = yield from read_message(message, model, version)
-                for each in requests:
-                    each.timeout_s = min(each.timeout_s or inf, deadline_s or inf)
-                    each.timeout_s = None if each.timeout_s == inf else each.timeout_s
-                return requests, form
+        def read(model: Any) -> Any:
+            requests, form = yield from read_message(message, model, version)
+            for each in requests:
+                each.timeout_s = min(each.timeout_s or inf, deadline_s or inf)
+                each.timeout_s = None if each.timeout_s == inf else each.timeout_s
+            return requests, form
 
-            inference = await infer(exchange, self._gateway, (message.model_name, version), read)
-            if (failure := inference.failure) is not None:
-                if failure.status == Status.CANCELLED:
-                    raise asyncio.CancelledError
-                raise RefusedCallError(CODE_OF_STATUS[failure.status], failure.reason)
-            return await exchange.in_slices(write_message(inference))
-        finally:
-            opened.answered(0)
+        inference = await infer(exchange, self._gateway, (message.model_name, version), read)
+        if (failure := inference.failure) is not None:
+            if failure.status == Status.CANCELLED:
+                raise asyncio.CancelledError
+            raise RefusedCallError(CODE_OF_STATUS[failure.status], failure.reason)
+        return await exchange.in_slices(write_message(inference))
+
+    async def _streamed(self, *arguments: Any) -> Any:
+        return MESSAGES[f"{_STREAM}Response"](infer_response=await self._inferred(*arguments))
 
 
 def _described(name: str, describe: Callable[[Any], dict[str, Any]]) -> Respond:
-    async def respond(content: bytes, _: Any) -> Any:
+    async def respond(content: bytes, *_: Any) -> Any:
         return filled(f"{name}Response", describe(parsed(f"{name}Request", content)))
 
     return respond
+
+
+async def _ready(content: bytes) -> bytes:
+    return content
 
 
 def _refusal(error: Exception) -> tuple[int, str]:
