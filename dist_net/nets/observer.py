@@ -59,7 +59,6 @@ class Observer(AbstractContextManager["Observer"]):
         max_array_bytes: int = MAX_ARRAY_BYTES,
         nobody_s: float = SETTLED_S,
     ) -> None:
-        self._address = address
         self._socket = ClientSocket(address, keys, max_array_bytes)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
