@@ -26,7 +26,7 @@ STREAM_S = 60.0
 STREAMS = 32
 """Beyond this number at a time, a stream ends after its first message: the page polls."""
 
-MODULES = ("elements", "words", "plots", "timeline", "pictures", "run")
+MODULES = ("elements", "words", "plots", "timeline", "pictures", "followed", "run")
 """The scripts of the page, each after its imports."""
 
 IMPORTS = re.compile(r'^import .*?from "[^"]*";\n', re.MULTILINE | re.DOTALL)

@@ -104,7 +104,7 @@ class RunDirectory:
     @classmethod
     def newest(cls, has_model: bool = True) -> "RunDirectory":
         """Return the last run under ``runs/``, by default with a model. Raise RunDirectoryError."""
-        if runs := _newest_first({DEFAULT_PARENT}, has_model):
+        if runs := newest_first({DEFAULT_PARENT}, has_model):
             return runs[0]
         raise RunDirectoryError(
             f"no run with a checkpoint in {DEFAULT_PARENT}/; expected a run of 'dist-net train', "
@@ -122,7 +122,7 @@ class RunDirectory:
     @property
     def latest_copy(self) -> "RunDirectory":
         """The directory of the run that was written last: this one, or a copy beside it."""
-        for run in _newest_first({self.path.parent}, has_model=False):
+        for run in newest_first({self.path.parent}, has_model=False):
             if run._name_of_run == self._name_of_run and run.standbys.exists():
                 return run
         return self
@@ -277,7 +277,8 @@ class RunDirectory:
             ) from error
 
 
-def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDirectory]:
+def newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDirectory]:
+    """Return the runs in these directories, by default those with a model."""
     written: list[tuple[float, RunDirectory]] = []
     for run in (RunDirectory(path) for parent in parents for path in parent.glob("*")):
         with suppress(RunDirectoryError):
@@ -292,7 +293,7 @@ def suggest_runs(path: Path) -> str:
 
     Considers runs in ``path``, beside it and in the default parent.
     """
-    runs = [run.path for run in _newest_first({path, path.parent, DEFAULT_PARENT})]
+    runs = [run.path for run in newest_first({path, path.parent, DEFAULT_PARENT})]
     name = closest(path.name, [run.name for run in runs])
     for run in runs:
         if run.name == name:

@@ -119,3 +119,32 @@ def test_beyond_this_host_the_page_needs_a_token(
     page.get_by_label("This page needs a token").fill("0123456789abcdef")
     page.get_by_role("button", name="Use token").click()
     page.locator("#sentence").get_by_text("The run is done.").wait_for()
+
+
+def test_runs_of_a_directory_are_listed_and_compared(
+    start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    for name, seed in (("first", "1"), ("second", "2")):
+        run = str(tmp_path / "runs" / name)
+        assert (
+            start("train", counting, "--epochs", "3", "--seed", seed, "--run-dir", run).ends() == 0
+        )
+    watch = start("watch", str(tmp_path / "runs"))
+    address = watch.says(r"page: (http://\S+)")[1]
+    page = opened(address)
+    rows = page.locator("#runs tbody tr")
+    rows.first.get_by_text("second").wait_for()  # the newest
+    for name in ("first", "second"):
+        page.get_by_label(f"Compare {name}").check()
+        page.locator("#runs tr", has_text=name).locator(".swatch").wait_for()
+    page.locator("#runs thead").get_by_text("seed").wait_for()
+    assert "epochs" not in page.locator("#runs thead").inner_text()
+    page.wait_for_function("document.querySelectorAll('#loss path[d^=M]').length === 2")
+    page.get_by_role("link", name="first").press("Enter")
+    page.locator("#sentence").get_by_text("The run is done.").wait_for()
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        urllib.request.urlopen(f"{address}timeline?run=../first")
+    error.value.close()
+    several = start("watch", str(tmp_path / "runs"), "--export", str(tmp_path / "page.html"))
+    assert several.ends() == 2
+    assert "several runs" in several.stderr

@@ -1,11 +1,11 @@
 // Follows a run, and draws it as it is now, or as it was at the time that the slider shows.
 
 import { byId, element, write } from "./elements.js";
+import { eventsOf, rememberToken, requested } from "./followed.js";
 import { clock, drawCluster, drawCurves, drawTime } from "./pictures.js";
 import { Timeline, named, sentence } from "./timeline.js";
 import { count, duration, percent, perSecond } from "./words.js";
 
-const TOKEN = "dist_net token";
 const AGAIN_MS = 1000;
 const QUIET_S = 15;  // a run that writes nothing for longer does not run
 const EVENTS_SHOWN = 200;
@@ -171,7 +171,7 @@ byId("with-evaluations").addEventListener("change", schedule);
 byId("replay").addEventListener("submit", (event) => event.preventDefault());
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, byId("token").value);
+  rememberToken(byId("token").value);
   byId("token-form").reset();
   byId("token-form").hidden = true;
   follow();
@@ -198,49 +198,29 @@ function showRun() {
 
 /** Reads server-sent events again and again; EventSource could not send a token. */
 async function follow() {
+  const run = new URLSearchParams(location.search).get("run") ?? "";
   let seen = "";
   for (;;) {
     try {
-      const token = sessionStorage.getItem(TOKEN);
-      const given = new URLSearchParams({ seen, run: new URLSearchParams(location.search).get("run") ?? "" });
-      const headers = token ? { Authorization: `Bearer ${token}` } : {};
-      const response = await fetch(`timeline?${given}`, { headers, cache: "no-store" });
-      if (response.status === 401) {
+      const stream = await requested(`timeline?${new URLSearchParams({ seen, run })}`);
+      showRun();
+      for await (const [id, data] of eventsOf(stream)) {
+        seen = id;
+        timeline.take(JSON.parse(data));
+        showRun();
+        schedule();
+      }
+      showRun();
+    } catch (error) {
+      if (error.status === 401) {
         byId("token-form").hidden = false;
         return showState("locked", "Locked");
       }
-      if (!response.ok) throw new Error((await response.json()).error);
-      showRun();
-      let text = "";
-      for await (const piece of pieces(response.body.pipeThrough(new TextDecoderStream()))) {
-        text += piece;
-        const events = text.split("\n\n");
-        text = events.pop();
-        for (const event of events) {
-          const [, id, data] = event.match(/^id: (.*)\ndata: (.*)$/) ?? [];
-          if (!data) continue;
-          seen = id;
-          timeline.take(JSON.parse(data));
-          showRun();
-          schedule();
-        }
-      }
-      if (!timeline.isEmpty) showRun();
-    } catch (error) {
       const last = timeline.moments.at(-1);
       if (last && OVER.includes(last.state)) showState("ready", "Finished; dist-net watch shows it again");
-      else showState("offline", error instanceof TypeError ? "The run's command cannot be reached" : error.message);
+      else showState("offline", error.status ? error.message : "The run's command cannot be reached");
     }
     await new Promise((resume) => { setTimeout(resume, AGAIN_MS); });
-  }
-}
-
-async function* pieces(stream) {
-  const reader = stream.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield value;
   }
 }
 
