@@ -19,11 +19,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from dist_net.errors import AddressError, DistNetError, KeyFileError
+from dist_net.errors import AddressError, BadRequestError, DistNetError, KeyFileError
 from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, LoopShare
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.grpc.grpc_messages import MESSAGES, PACKAGE
-from dist_net.serving.grpc.grpc_translation import filled, parsed, read_message, write_message
+from dist_net.serving.grpc.grpc_translation import parsed, read_message, write_message
 from dist_net.serving.http.exchange import (
     RequestExchange,
     description_of,
@@ -64,14 +64,6 @@ _MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit o
 
 Respond = Callable[[bytes, Any, Any], Awaitable[Any]]
 """Returns the response to a message, of an OpenRequest and gRPC's context of the call."""
-
-
-class RefusedCallError(Exception):
-    """``code``: the status that HTTP has for the same refusal."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 class GrpcServer:
@@ -163,8 +155,8 @@ class GrpcServer:
                     self._credential(context)
                     async for content in contents:
                         await self._answer_in_stream(content, context)
-            except (DistNetError, RefusedCallError) as error:
-                code, reason = _refusal(error)
+            except DistNetError as error:
+                code, reason = code_of_error(error), str(error)[:_MAX_DETAILS]
                 self._refusals.note(code, f"gRPC {name}", reason)
                 await context.abort(_STATUS_OF_CODE[code], reason)
             except grpc.aio.BaseError:
@@ -192,22 +184,21 @@ class GrpcServer:
     async def _answer_in_stream(self, content: bytes, context: Any) -> None:
         try:
             await self._answer(partial(_ready, content), self._streamed, context)
-        except (DistNetError, RefusedCallError) as error:
-            code, reason = _refusal(error)
-            if code == _NO_TOKEN:  # it was withdrawn
+        except DistNetError as error:
+            if code_of_error(error) == _NO_TOKEN:  # it was withdrawn
                 raise
-            response = MESSAGES[f"{_STREAM}Response"](error_message=reason)
+            response = MESSAGES[f"{_STREAM}Response"](error_message=str(error)[:_MAX_DETAILS])
             await context.write(response.SerializeToString())
 
     def _credential(self, context: Any) -> Credential:
-        """Return the sender's credential. Raise RefusedCallError without a valid token."""
+        """Return the sender's credential. Raise BadRequestError without a valid token."""
         headers = dict(context.invocation_metadata() or ())
         authorization = str(headers.get("authorization", "")).encode()
         host, _ = _peer(context)
         credential = self._settings.credential(host, authorization)
         if not credential.role:
             reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
-            raise RefusedCallError(_NO_TOKEN, reason)
+            raise BadRequestError(reason, _NO_TOKEN)
         return credential
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
@@ -222,7 +213,7 @@ class GrpcServer:
         return model_metadata(description_of(self._gateway, request.name, version), versions)
 
     async def _inferred(self, content: bytes, opened: Any, context: Any) -> Any:
-        """Return the response to a request. Raise DistNetError and RefusedCallError."""
+        """Return the response to a request. Raise DistNetError."""
         message = parsed("ModelInferRequest", content)
         share = opened.share
         has_token = self._settings.tokens is not None
@@ -242,7 +233,7 @@ class GrpcServer:
         if (failure := inference.failure) is not None:
             if failure.status == Status.CANCELLED:
                 raise asyncio.CancelledError
-            raise RefusedCallError(CODE_OF_STATUS[failure.status], failure.reason)
+            raise BadRequestError(failure.reason, CODE_OF_STATUS[failure.status])
         return await exchange.in_slices(write_message(inference))
 
     async def _streamed(self, *arguments: Any) -> Any:
@@ -251,21 +242,13 @@ class GrpcServer:
 
 def _described(name: str, describe: Callable[[Any], dict[str, Any]]) -> Respond:
     async def respond(content: bytes, *_: Any) -> Any:
-        return filled(f"{name}Response", describe(parsed(f"{name}Request", content)))
+        return MESSAGES[f"{name}Response"](**describe(parsed(f"{name}Request", content)))
 
     return respond
 
 
 async def _ready(content: bytes) -> bytes:
     return content
-
-
-def _refusal(error: Exception) -> tuple[int, str]:
-    """Return HTTP's status code for an error, and its message."""
-    if isinstance(error, RefusedCallError):
-        return error.code, str(error)[:_MAX_DETAILS]
-    assert isinstance(error, DistNetError)
-    return code_of_error(error), str(error)[:_MAX_DETAILS]
 
 
 def _peer(context: Any) -> tuple[str, str]:

@@ -4,7 +4,6 @@ A request becomes an object with raw tensors behind it, as in HTTP's binary exte
 accept and refuse the same. Every output is requested raw.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -90,9 +89,7 @@ def write_message(inference: InferenceOutcome) -> Sliced[Any]:
     """Return the ModelInferResponse of results that are all OK."""
     response, raws = yield from response_of(*inference[:4])
     outputs = [{**each, "parameters": ()} for each in response.pop("outputs")]
-    message = filled("ModelInferResponse", response | {"outputs": outputs})
-    message.raw_output_contents.extend(raws)
-    return message
+    return MESSAGES["ModelInferResponse"](**response, outputs=outputs, raw_output_contents=raws)
 
 
 def parsed(name: str, content: bytes) -> Any:
@@ -101,20 +98,3 @@ def parsed(name: str, content: bytes) -> Any:
         return MESSAGES[name].FromString(content)
     except DecodeError as error:
         raise BadRequestError(f"the message is no {name}: {error}") from error
-
-
-def filled(name: str, content: Mapping[str, Any]) -> Any:
-    """Return a message with the fields of a JSON object; lists of objects become messages."""
-    return _fill(MESSAGES[name](), content)
-
-
-def _fill(message: Any, content: Mapping[str, Any]) -> Any:
-    for field, value in content.items():
-        if isinstance(value, str | bool):
-            setattr(message, field, value)
-        elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-            for each in value:
-                _fill(getattr(message, field).add(), each)
-        else:
-            getattr(message, field).extend(value)
-    return message

@@ -367,17 +367,14 @@ def description_of(gateway: Gateway, name: str, version: int | None = None) -> M
     """Return the newest description, or a version's. Raise ModelNotServedError; ``not_ready``."""
     description = gateway.description(name, version)
     if description is None:
-        raise _not_served(served_model(gateway, name), version)
+        served = served_model(gateway, name)
+        if version is None or not served.versions:
+            raise not_ready(served)
+        raise ModelNotServedError(
+            f"{served.name} has no version {version}; expected one of "
+            f"{', '.join(map(str, served.versions))}"
+        )
     return description
-
-
-def _not_served(served: ServedModel, version: int | None) -> DistNetError:
-    if version is None or not served.versions:
-        return not_ready(served)
-    return ModelNotServedError(
-        f"{served.name} has no version {version}; expected one of "
-        f"{', '.join(map(str, served.versions))}"
-    )
 
 
 def not_ready(served: ServedModel) -> DistNetError:
