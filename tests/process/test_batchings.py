@@ -143,8 +143,8 @@ def batch_rows(gateway: Gateway) -> Counter[int]:
 @pytest.mark.parametrize(
     ("seed", "batches", "faults"),
     [
-        # Most rows tell, as below; that a stopped worker is lost takes seconds to be noticed.
-        (0, 500, FAULTS[:1]),
+        # That a stopped worker is lost takes seconds to be noticed.
+        (0, 250, FAULTS[:1]),
         *(pytest.param(seed, 2000, FAULTS, marks=pytest.mark.slow) for seed in range(1, 6)),
     ],
 )

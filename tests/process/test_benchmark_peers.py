@@ -1,6 +1,5 @@
 """Other people's runtimes in their processes: on a small net they give the same answers as ours."""
 
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,11 @@ import pytest
 
 from benchmarks import convolution_training, darknet53, photos
 from benchmarks.errors import BenchmarkError
-from benchmarks.peers import darknet_task, lite0_task
+from benchmarks.peers import darknet_task
 from benchmarks.peers.dist_net_inference import DistNet
 from benchmarks.peers.peer_process import PeerProcess, missing_packages
 from benchmarks.rounds import Contestant, Schedule
-from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
-from dist_net.nn.inference import Inference, prepare
 from naming import naming
 
 QUICK = Schedule(rounds=1, seconds=0.0, starts=1, pause_s=0.0)
@@ -80,20 +77,6 @@ def test_a_peer_gives_our_answers(peer: Contestant, net: Configuration, tmp_path
     assert own.std() > 0.01
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("peer", photos.PEERS, ids=lambda peer: peer.name)
-def test_a_peer_gives_our_answers_by_lite0(peer: Contestant, tmp_path: Path) -> None:
-    require(peer)
-    prepared = prepare(lite0.model(), lite0.read_weights())
-    with closing(Inference(lite0.model(), prepared, batch_size=1)) as inference:
-        own = inference(lite0_task.images(1))
-    with peer.process(tmp_path) as process:
-        process.order("prepare")
-        (theirs,) = process.order("answer", batch=1, threads=1)
-    np.testing.assert_allclose(theirs, own, rtol=0, atol=1e-4)
-    assert own.std() > 0.1
-
-
 @pytest.mark.parametrize("batch_norm", photos.STEPS.values())
 def test_pytorch_trains_lite0_as_we_do(batch_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (pytorch,) = photos.STEP_PEERS
@@ -106,21 +89,6 @@ def test_pytorch_trains_lite0_as_we_do(batch_norm: str, monkeypatch: pytest.Monk
         "training_step_to_pytorch",
         "training_step_peak_memory_to_pytorch",
     ]
-
-
-@pytest.mark.slow
-def test_a_bench_of_photos_tells_every_case(capsys: pytest.CaptureFixture[str]) -> None:
-    if reason := missing_packages((lite0.PACKAGE,)):
-        pytest.skip(reason)
-    measured = photos.measure(with_peers=False, say=print, scale=0.01)
-    names = {row["name"] for row in measured["results"]}
-    assert names == {"inference", "features", *photos.STEPS, "folder"}
-    assert measured["folder"]["images"] == 30
-    assert 0 < measured["folder"]["first_line_s"] < measured["folder"]["seconds"]
-    assert {"features_images_per_s_to_inference", "fine_tuned_points_above_head"} < set(
-        measured["ratios"]
-    )
-    assert "run 1 of 1 on a folder of 30 images" in capsys.readouterr().out
 
 
 def test_pytorch_trains_the_net_of_the_recipe_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:

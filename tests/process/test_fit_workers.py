@@ -298,18 +298,6 @@ def test_an_exception_of_the_users_code_is_raised_as_with_one_process() -> None:
     assert raised.value.__context__ is None
 
 
-def test_an_exception_of_a_callback_ends_the_workers() -> None:
-    model = counter()
-
-    def fail(result: EpochResult) -> None:
-        if result.epoch == 2:
-            raise LookupError("of the callback")
-
-    with pytest.raises(LookupError, match="of the callback"):
-        dist_net.fit(model, ONE_HOT, NOTHING, workers=2, callbacks=[fail], **COUNTED)
-    np.testing.assert_allclose(counts(model), 2, rtol=1e-5)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_the_newest_weights(workers: int, tmp_path: Path) -> None:
     """SIGINT arrives in the second epoch."""
@@ -350,16 +338,6 @@ def test_a_callback_may_change_the_model_and_end_the_training() -> None:
         assert len(history) == 3
     for model in models:
         assert not model.weights.any()
-
-
-def test_a_callback_may_lower_the_learning_rate() -> None:
-    model = counter()
-
-    def halve(result: EpochResult) -> None:
-        result.steps.rate_factor /= 2
-
-    dist_net.fit(model, ONE_HOT, NOTHING, epochs=3, workers=2, callbacks=[halve], **COUNTED)
-    np.testing.assert_allclose(counts(model), 1 + 1 / 2 + 1 / 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5, "average_decay": 0.9}], ids=str)

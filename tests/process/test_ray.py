@@ -1,6 +1,5 @@
 """A run on a Ray cluster of several nodes: placed, watched, and exact when nodes come and go."""
 
-import os
 import re
 import signal
 import time
@@ -215,29 +214,6 @@ def test_nothing_is_left_of_a_run_whose_command_is_killed(
     training.command.process.kill()
     eventually(lambda: not training.processes)
     assert read_checkpoint(training.run / "checkpoint.safetensors").version > 0
-
-
-@pytest.mark.slow
-def test_what_is_killed_on_a_node_is_started_again_there(
-    train: Callable[..., Training], node: Callable[[int], str]
-) -> None:
-    node(2)
-    training = train("--workers", "1", "--epochs", "400", "--checkpoint-every", "0.5")
-    for victim in ("worker-0", "server"):
-        report = training.report(
-            lambda report: len(report["workers"]) == 1 and report["samples"] > SAMPLES
-        )
-        processes = training.processes
-        os.kill(processes[victim], signal.SIGKILL)
-        training.report(
-            lambda report, before=report: (
-                report["workers"] and report["samples"] > before["samples"] + SAMPLES
-            )
-        )
-        kept = {"worker-0", "server"} - {victim}
-        assert {training.processes[each] for each in kept} == {processes[each] for each in kept}
-    assert training.command.result()["samples"] == 400 * SAMPLES
-    assert_exact(training.run, 400)
 
 
 @pytest.mark.slow

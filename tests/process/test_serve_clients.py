@@ -32,7 +32,6 @@ from process import test_serve
 net, serve = test_serve.net, test_serve.serve
 
 Start = Callable[..., Any]
-Refuses = Callable[..., None]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 OUT_OF_TIME = 124  # what `timeout` makes of it
@@ -247,23 +246,3 @@ def test_beyond_this_host_by_tls_with_a_token(
     assert start("status", address, *trusting, "--json").result()["is_ready"]
     reload = start("reload", TINY, "--connect", address, *trusting, "--json")
     assert reload.result() == {"model": TINY, "version": 2}
-
-
-def test_bad_files_end_with_one_line(refuses: Refuses, tmp_path: Path) -> None:
-    short, empty, nowhere = (str(tmp_path / name) for name in ("short", "empty", "nowhere"))
-    Path(short).write_text("short")
-    Path(empty).write_text("\n")
-    words = {
-        f"cannot read tokens from {nowhere}": ["--token-file", nowhere],
-        f"line 1 of the token file {short}": ["--token-file", short],
-        f"{empty}": ["--token-file", empty],
-        "--token-file": ["--http", "0.0.0.0:0", "--tls-certificate", short, "--tls-key", short],
-        "':99999'": ["--http", ":99999"],
-        "certificate": ["--tls-certificate", short],
-        f"{short}": ["--tls-certificate", short, "--tls-key", short],
-        f"{nowhere}": ["--tls-certificate", nowhere, "--tls-key", nowhere],
-        f"{nowhere}/": ["--keys", nowhere],
-    }
-    where = ("--http", "127.0.0.1:0")
-    for each, arguments in words.items():
-        refuses(f".*{re.escape(each)}.*", "serve", "darknet53", *where, *arguments)

@@ -1,7 +1,6 @@
 """A cluster is compared with one process on the same samples, and each run is made once."""
 
 from argparse import ArgumentParser
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import convergence
-from benchmarks.convergence import RATES, TASKS, Case, VirtualCluster, drawn
+from benchmarks.convergence import Case, VirtualCluster
 from dist_net.data import Dataset
 from dist_net.training.run.fit import SingleProcess
 
@@ -69,18 +68,3 @@ def test_the_reference_is_one_process_bit_for_bit(monkeypatch: pytest.MonkeyPatc
     for _ in alone.epochs():
         pass
     np.testing.assert_array_equal(clusters[0]._run.store.weights, alone.weights)
-
-
-def test_cases_are_drawn_from_everything_that_a_recipe_may_have() -> None:
-    cases = drawn(60, 35)
-    assert cases == drawn(60, 35) != drawn(60, 36)
-    assert {each.task for each in cases.values()} == {*TASKS} - {"large"}
-    assert {each.optimizer for each in cases.values()} == {*RATES}
-    for case in cases.values():
-        assert 100 <= case.minibatches <= 20_000
-        assert 1 <= case.batch_size <= 256
-        few, many = case.workers
-        assert 2 <= few <= 8
-        assert many in (16, 32)
-        short = replace(case, samples=64, minibatches=1)
-        assert convergence.TASKS[short.task]

@@ -1,4 +1,4 @@
-"""Layers of sequences, group norm and pools over time against PyTorch and finite differences."""
+"""Layers of sequences, group norm and pools over time: what they ignore, and their slopes."""
 
 from contextlib import closing
 from typing import Any
@@ -14,7 +14,7 @@ from dist_net.data import records
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.sequences import Recurrent
-from given_parameters import Arrays, InFloat64
+from given_parameters import InFloat64
 from naming import naming
 
 RNG = np.random.default_rng(3)
@@ -26,22 +26,6 @@ SHOWN = RNG.random((3, 5, 6)) < 0.6
 SHOWN[..., 0] = True
 
 
-def require_alike(layer: InFloat64, outputs: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """The layer has PyTorch's outputs, and gradients with respect to the tensors of its names."""
-    import torch
-
-    directions = {
-        name: np.random.default_rng(5).standard_normal(each.shape) for name, each in outputs.items()
-    }
-    values, slopes = layer.values_and_gradients(directions)
-    for name, output in outputs.items():
-        np.testing.assert_allclose(values[name], output.detach().numpy(), rtol=1e-10, atol=1e-12)
-    sum((outputs[name] * torch.tensor(each)).sum() for name, each in directions.items()).backward()
-    assert tensors.keys() == layer.floats.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_allclose(slopes[name], tensor.grad.numpy(), rtol=1e-9, atol=1e-11)
-
-
 def require_slopes(layer: InFloat64) -> None:
     """First and second derivatives agree with differences."""
 
@@ -50,11 +34,6 @@ def require_slopes(layer: InFloat64) -> None:
         return ad.concatenate([ad.reshape(each, (each.size,)) for each in outputs.values()])
 
     check_gradients(whole, *layer.floats.values(), rng=np.random.default_rng(0))
-
-
-def tensors_of(arrays: Arrays) -> dict[str, Any]:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    return {name: torch.tensor(each, requires_grad=True) for name, each in arrays.items()}
 
 
 # Attention
@@ -70,32 +49,7 @@ ATTENTIONS = {
 }
 
 
-@pytest.mark.parametrize(("causal", "inputs"), ATTENTIONS.values(), ids=ATTENTIONS)
-def test_attention_is_pytorchs(causal: bool, inputs: Arrays) -> None:
-    layer = InFloat64(nn.MultiHeadAttention(2, causal), inputs)
-    given = tensors_of(layer.floats)
-    import torch
-    from torch.nn import functional
-
-    query = given["query"]
-    value = given.get("value", query)
-    key = given.get("key", value)
-    hidden = torch.zeros(3, 1, query.shape[1], key.shape[1], dtype=torch.bool)
-    if (mask := inputs.get("mask")) is not None:
-        hidden = hidden | ~torch.tensor(mask if mask.ndim == 3 else mask[:, None])[:, None]
-    if causal:
-        hidden = hidden | torch.ones(hidden.shape[2:], dtype=torch.bool).triu(1)
-    output, _ = functional.multi_head_attention_forward(
-        *(each.transpose(0, 1) for each in (query, key, value)),
-        *(4, 2, given["kernel"].T, given["bias"], None, None, False, 0.0),
-        *(given["output_kernel"].T, given["output_bias"]),
-        attn_mask=hidden.expand(3, 2, -1, -1).reshape(6, *hidden.shape[2:]),
-        need_weights=False,
-    )
-    require_alike(layer, {"": output.transpose(0, 1)}, given)
-
-
-@pytest.mark.parametrize("name", ["padded and causal", "cross with a key"])
+@pytest.mark.parametrize("name", ATTENTIONS)
 def test_the_slopes_of_attention_are_those_of_differences(name: str) -> None:
     causal, inputs = ATTENTIONS[name]
     require_slopes(InFloat64(nn.MultiHeadAttention(2, causal), inputs))
@@ -121,89 +75,6 @@ def test_padding_does_not_reach_the_answers_of_a_short_sequence() -> None:
 
 
 # Recurrent layers
-
-
-def torch_rnn(kind: type[Recurrent], arrays: dict[str, Any], prefixes: list[str]) -> Any:
-    """PyTorch's module, its parameters functions of ours, for a layer at each of the prefixes."""
-    import torch
-
-    order = np.r_[4:8, 0:4, 8:12] if kind is nn.GRU else np.r_[0:8, 12:16, 8:12]
-    module = getattr(torch.nn, kind.__name__)(
-        arrays[prefixes[0] + "input/kernel"].shape[0],
-        *(4, len(prefixes) // 2 or 1),
-        batch_first=True,
-        bidirectional=len(prefixes) > 1,
-        dtype=torch.float64,
-    )
-    ours = ["input/kernel", "recurrent_kernel", "input/bias", "recurrent_bias"]
-    names = [
-        f"{name}_l{i // 2}{'_reverse' if i % 2 else ''}"
-        for i in range(len(prefixes))
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    ]
-    values = [arrays[prefix + name] for prefix in prefixes for name in ours]
-    values = [each.T if each.ndim > 1 else each for each in values]
-    given = {name: value[order] for name, value in zip(names, values, strict=True)}
-    return lambda *inputs: torch.func.functional_call(module, given, inputs)
-
-
-def states(layer: Recurrent, count: int) -> Arrays:
-    return {name: RNG.standard_normal((3, 4 * count)) for name in layer.STATES}
-
-
-def split(given: dict[str, Any], layer: Recurrent) -> Any:
-    """Our states as PyTorch's, (directions, N, units)."""
-    import torch
-
-    found = tuple(torch.stack(given[name].split(4, 1)) for name in layer.STATES)
-    return found if len(found) > 1 else found[0]
-
-
-def joined(last: Any, layer: Recurrent) -> dict[str, Any]:
-    last = last if isinstance(last, tuple) else (last,)
-    return {n: torch_cat([*each]) for n, each in zip(layer.STATES, last, strict=True)}
-
-
-def torch_cat(parts: list[Any]) -> Any:
-    import torch
-
-    return torch.cat(parts, -1)
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-@pytest.mark.parametrize("is_bidirectional", [False, True])
-def test_states_go_in_and_out_as_in_pytorch(kind: type[Recurrent], is_bidirectional: bool) -> None:
-    one = kind(4, return_sequences=True, return_state=True)
-    layer: nn.Layer = nn.Bidirectional(one) if is_bidirectional else one
-    prefixes = ["forward/", "backward/"] if is_bidirectional else [""]
-    ours = InFloat64(layer, {"sequence": X} | states(one, len(prefixes)))
-    given = tensors_of(ours.floats)
-    output, last = torch_rnn(kind, given, prefixes)(given["sequence"], split(given, one))
-    require_alike(ours, {"output": output} | joined(last, one), given)
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-def test_padded_sequences_are_pytorchs_packed_ones(kind: type[Recurrent]) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    layer = nn.Bidirectional(kind(4, return_state=True))
-    ours = InFloat64(layer, {"sequence": X, "mask": PADDED})
-    given = tensors_of(ours.floats)
-    packed = torch.nn.utils.rnn.pack_padded_sequence(
-        given["sequence"], torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False
-    )
-    _, last = torch_rnn(kind, given, ["forward/", "backward/"])(packed)
-    last = joined(last, layer.layer)
-    require_alike(ours, {"output": last["state"]} | last, given)
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-def test_bidirectional_layers_are_stacked_as_in_pytorch(kind: type[Recurrent]) -> None:
-    layers = [nn.Bidirectional(kind(4, return_sequences=True)) for _ in range(2)]
-    ours = InFloat64(nn.Sequential(*layers), X)
-    given = tensors_of(ours.floats)
-    prefixes = [f"bidirectional{i}/{way}/" for i in ("", "_1") for way in ("forward", "backward")]
-    output, _ = torch_rnn(kind, given, prefixes)(given["x"])
-    require_alike(ours, {"": output}, given)
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
