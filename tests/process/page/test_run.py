@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import urllib.error
@@ -14,6 +15,12 @@ import pytest
 
 Start = Callable[..., Any]
 LOST = "worker-1 on .* was lost: "
+
+
+def on(host: str) -> list[str]:
+    """Return the prefix that runs a command on a host of this name; root is required for that."""
+    is_root = os.geteuid() == 0 and shutil.which("unshare") is not None
+    return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host] if is_root else []
 
 
 @pytest.fixture
@@ -148,3 +155,34 @@ def test_runs_of_a_directory_are_listed_and_compared(
     several = start("watch", str(tmp_path / "runs"), "--export", str(tmp_path / "page.html"))
     assert several.ends() == 2
     assert "several runs" in several.stderr
+
+
+def test_a_lost_host_of_the_server_is_seen_on_the_page_of_its_standby(
+    start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    server = start(
+        *("train", counting, "--workers", "1", "--run-dir", str(tmp_path / "run"), "--page"),
+        *("--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--epochs", "100000"),
+        *("--takeover-after", "3"),
+        prefix=on("first"),
+    )
+    page = opened(server.says(r"page: (http://\S+)")[1])
+    token = server.says(r"(?s)run instead.*?\n\s+echo (\S+) \|")[1]
+    copy = tmp_path / "copy"
+    joined = "join", token, "--workers", "1", "--trust-recipe", "--run-dir", str(copy)
+    standby = start(*joined, "--contact", "127.0.0.1", prefix=on("second"))
+    page.locator(".chip.standby", has_text="behind").wait_for()
+    for process_id in [server.process.pid, *server.child_ids]:
+        os.kill(process_id, signal.SIGKILL)
+    standby.says("this host continues the run")
+    page.get_by_text("The run's command cannot be reached").wait_for()
+    watch = start("watch", str(copy))
+    after = opened(watch.says(r"page: (http://\S+)")[1])
+    after.locator("#events .takeover").first.wait_for()
+    after.wait_for_function("document.querySelector('.lane .takeover[d^=M]')")
+    after.get_by_text("the server is lost: this host continues the run").wait_for()
+    if os.geteuid() == 0:
+        after.get_by_text("second took over from first").wait_for()
+        after.locator("[data-role=server] h3", has_text="second").wait_for()
+    standby.process.send_signal(signal.SIGINT)
+    standby.ends()

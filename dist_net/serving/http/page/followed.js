@@ -31,6 +31,6 @@ export async function* eventsOf(response) {
       }
     }
   } finally {
-    reader.cancel();
+    reader.cancel().catch(() => {});  // it fails if the connection has
   }
 }
