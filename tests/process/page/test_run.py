@@ -1,5 +1,6 @@
 """The page of a run in a real browser: a worker is killed, the run is shown again, and exported."""
 
+import json
 import os
 import re
 import shutil
@@ -57,7 +58,7 @@ def test_a_killed_worker_is_seen_in_words_and_in_the_picture_live_and_afterwards
     run = tmp_path / "run"
     train = start("train", counting, "--epochs", "80", "--run-dir", str(run), "--json", "--page")
     page = opened(train.says(r"page: (http://\S+)")[1])
-    page.get_by_text("worker-1 on ").first.wait_for()
+    page.locator(".chip.worker", has_text="worker-1").wait_for()
     assert not faults(page)
     train.report(lambda report: len(report["workers"]) == 2)
     os.kill(train.children["worker-1"], signal.SIGKILL)
@@ -186,3 +187,28 @@ def test_a_lost_host_of_the_server_is_seen_on_the_page_of_its_standby(
         after.locator("[data-role=server] h3", has_text="second").wait_for()
     standby.process.send_signal(signal.SIGINT)
     standby.ends()
+
+
+def test_many_workers_are_rows_in_order_and_the_loss_of_a_host_is_one_sentence(
+    start: Start, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    workers = {f"node{host}/worker-{number}": [1, 250.0, 0.1, 0.01, 0.3, False]
+               for host in (1, 2) for number in range(100)}  # fmt: skip
+    lost = [
+        {"at": 1001.0, "what": "lost", "who": who, "text": "silent for 1.6 s"}
+        for who in workers
+        if who.startswith("node2")
+    ]
+    facts = {"at": 1000.0, "state": "training", "host": "node1", "samples": 10, "epochs": 2}
+    first = facts | {"samples_total": 100, "workers": workers, "worker_count": 200}
+    first["leases"] = {who: [[-1.0, 0.0, 0.7, 0.1]] for who in workers}
+    (tmp_path / "options.json").write_text("{}")
+    lines = first, {"at": 1001.0, "events": lost}
+    (tmp_path / "timeline.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    assert start("watch", str(tmp_path), "--export", str(tmp_path / "page.html")).ends() == 0
+    page = opened((tmp_path / "page.html").as_uri())
+    page.get_by_text("100 workers on node2 were lost: silent for 1.6 s").wait_for()
+    assert page.locator("#events li").count() == 1
+    rows = page.locator(".lane-row .who").all_inner_texts()
+    assert [each.split()[0] for each in rows[-100:]] == [f"worker-{i}" for i in range(100)]
+    assert page.locator(".chip[data-state=lost]").count() == 100

@@ -154,7 +154,7 @@ export function drawTime(picture, timeline, [from, to]) {
     }
   }
   const { found } = absences(picture.events, picture.at);
-  const rows = [...bars].sort(([a], [b]) => a < b ? -1 : 1);
+  const rows = [...bars].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
   const place = byId("lanes");
   place.classList.toggle("many", rows.length > MANY);
   const left = new Map([...place.children].map((row) => [row.dataset.key, row]));

@@ -3,7 +3,7 @@
 import { byId, element, write } from "./elements.js";
 import { eventsOf, rememberToken, requested } from "./followed.js";
 import { clock, drawCluster, drawCurves, drawTime } from "./pictures.js";
-import { Timeline, named, sentence } from "./timeline.js";
+import { Timeline, grouped, named, sentence } from "./timeline.js";
 import { count, duration, percent, perSecond } from "./words.js";
 
 const AGAIN_MS = 1000;
@@ -100,10 +100,10 @@ function drawEvents({ events, records, facts, perEpoch }) {
     text: `Epoch ${(record.samples / perEpoch).toFixed(1)}: ` + (record.accuracy === null ? "" :
       `${percent(record.accuracy)} right on the test samples, `) + `loss ${record.loss?.toPrecision(4)}.`,
   }));
-  const all = [...events, ...evaluations].sort((a, b) => a.at - b.at).slice(-EVENTS_SHOWN).reverse();
+  const all = [...grouped(events), ...evaluations].sort((a, b) => a.at - b.at).slice(-EVENTS_SHOWN).reverse();
   byId("no-events").hidden = all.length > 0;
   const list = byId("events");
-  const key = (event) => `${event.at} ${event.what} ${event.who} ${event.text}`;
+  const key = (event) => `${event.at} ${event.what} ${event.who} ${event.count} ${event.text}`;
   const left = new Map([...list.children].map((item) => [item.dataset.key, item]));
   list.replaceChildren(...all.map((event) => {
     const made = left.get(key(event)) ?? element("li", "", event.what ?? "notice");

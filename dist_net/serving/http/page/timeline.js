@@ -75,9 +75,30 @@ export function named(who) {
   return host ? `${name} on ${host}` : name;
 }
 
+/** Events with those of several workers of a host, at the same time, as one with their `count`. */
+export function grouped(events) {
+  const groups = [];
+  for (const event of events) {
+    const last = groups.at(-1);
+    const isSame = last && event.who && last.who && event.what === last.what &&
+      event.at - last.at < 1 && hostAndName(event.who)[0] === hostAndName(last.who)[0];
+    if (isSame) groups[groups.length - 1] = { ...last, count: (last.count ?? 1) + 1 };
+    else groups.push(event);
+  }
+  return groups;
+}
+
 /** An event as a sentence. */
-export function sentence({ what, who, text }) {
+export function sentence({ what, who, text, count }) {
   const because = text ? `: ${text}` : "";
+  if (count) {
+    const workers = `${count} workers on ${hostAndName(who)[0]}`;
+    switch (what) {
+      case "lost": return `${workers} were lost${because}. Other workers do their leases again.`;
+      case "back": return `${workers} are back.`;
+      default: return `${workers} ${what}.`;
+    }
+  }
   switch (what) {
     case "joined": return `${named(who)} joined.`;
     case "lost": return `${named(who)} was lost${because}. Other workers do its lease again.`;
