@@ -150,10 +150,12 @@ def test_tritonclient(serve: Any, net: Net, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PERF_ANALYZER.exists(), reason="perf_analyzer is not installed")
-def test_perf_analyzer(serve: Any, net: Net) -> None:
-    pool = serve(net.source, "--workers", "2")
+@pytest.mark.parametrize("door", ["http", "grpc"])
+def test_perf_analyzer(serve: Any, net: Net, door: str) -> None:
+    pool = serve(net.source, "--workers", "2", "--grpc", "127.0.0.1:0")
+    address = pool.command.stdout.split(f"{door}=")[1].split()[0].removeprefix("http://")
     command = (
-        *("timeout", "30", PERF_ANALYZER, "-m", TINY, "-u", f"127.0.0.1:{pool.port}"),
+        *("timeout", "30", PERF_ANALYZER, "-m", TINY, "-i", door, "-u", address),
         *("--request-count", "100", "--concurrency-range", "4", "-b", "2"),
     )
     for attempt in range(1, 4):

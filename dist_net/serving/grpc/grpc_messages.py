@@ -1,6 +1,6 @@
 """The Open Inference Protocol's messages over gRPC, as classes of protobuf from a table of fields.
 
-The names, types and numbers are those of open_inference_grpc.proto and of Triton's streaming call.
+The names, types and numbers are those of open_inference_grpc.proto and of Triton's further calls.
 A table needs no compiler and no generated file. Nested messages are top-level, and maps are lists
 of entries, which is the same on the wire. The syntax is proto2, which keeps whether a parameter of
 value 0 or false was set.
@@ -33,6 +33,22 @@ _FIELDS = {
     "ModelInferResponse": f"{_INFER}, repeated InferOutputTensor outputs 5, "
     "repeated bytes raw_output_contents 6",
     "ModelStreamInferResponse": "string error_message 1, ModelInferResponse infer_response 2",
+    "ModelConfigRequest": _MODEL,
+    "ModelConfigResponse": "ModelConfig config 1",
+    "ModelConfig": "string name 1, string platform 2, int32 max_batch_size 4, "
+    "repeated ModelInput input 5, repeated ModelOutput output 6, string backend 17",
+    "ModelInput": "string name 1, int32 data_type 2, repeated int64 dims 4",
+    "ModelOutput": "string name 1, int32 data_type 2, repeated int64 dims 3",
+    "ModelStatisticsRequest": _MODEL,
+    "ModelStatisticsResponse": "repeated ModelStatistics model_stats 1",
+    "ModelStatistics": f"{_MODEL}, uint64 last_inference 3, uint64 inference_count 4, "
+    "uint64 execution_count 5, InferStatistics inference_stats 6, "
+    "repeated InferBatchStatistics batch_stats 7",
+    "InferStatistics": "Duration success 1, Duration fail 2, Duration queue 3, "
+    "Duration compute_input 4, Duration compute_infer 5, Duration compute_output 6, "
+    "Duration cache_hit 7, Duration cache_miss 8",
+    "InferBatchStatistics": "uint64 batch_size 1, Duration compute_infer 3",
+    "Duration": "uint64 count 1, uint64 ns 2",
     "InferInputTensor": _CONTENTS,
     "InferOutputTensor": _CONTENTS,
     "InferRequestedOutputTensor": "string name 1, repeated Entry parameters 2",
@@ -44,6 +60,11 @@ _FIELDS = {
     "repeated uint64 uint64_contents 5, repeated float fp32_contents 6, "
     "repeated double fp64_contents 7, repeated bytes bytes_contents 8",
 }
+# In the order of their numbers in Triton's configuration, from 1.
+DATA_TYPES = [
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BYTES", "BF16"),
+]
 # The field of InferTensorContents for each data type; the other types have raw contents only.
 CONTENTS = {
     **{"BOOL": "bool_contents", "INT64": "int64_contents", "UINT64": "uint64_contents"},

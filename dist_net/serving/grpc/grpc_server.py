@@ -22,7 +22,7 @@ from grpc_health.v1.health import aio as health
 from dist_net.errors import AddressError, BadRequestError, DistNetError, KeyFileError
 from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, LoopShare
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.grpc.grpc_messages import MESSAGES, PACKAGE
+from dist_net.serving.grpc.grpc_messages import DATA_TYPES, MESSAGES, PACKAGE
 from dist_net.serving.grpc.grpc_translation import parsed, read_message, write_message
 from dist_net.serving.http.exchange import (
     RequestExchange,
@@ -30,10 +30,16 @@ from dist_net.serving.http.exchange import (
     parse_version,
     served_model,
 )
-from dist_net.serving.http.model_endpoints import SERVER_METADATA, model_metadata
+from dist_net.serving.http.model_endpoints import (
+    SERVER_METADATA,
+    configuration_of,
+    model_metadata,
+    statistics_of,
+)
 from dist_net.serving.http.open_inference import infer
 from dist_net.serving.http.replies import CODE_OF_STATUS, Refusals, code_of_error
 from dist_net.serving.http.settings import Credential, HttpSettings
+from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 
 logger = logging.getLogger(__name__)
@@ -98,6 +104,8 @@ class GrpcServer:
             "ServerMetadata": lambda _: SERVER_METADATA,
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_configuration,
+            "ModelStatistics": self._model_statistics,
         }
         calls = {name: _described(name, respond) for name, respond in described.items()}
         calls |= {"ModelInfer": self._inferred, _STREAM: self._streamed}
@@ -204,13 +212,31 @@ class GrpcServer:
     def _model_ready(self, request: Any) -> dict[str, Any]:
         served = served_model(self._gateway, request.name)
         if request.version:
-            description_of(self._gateway, request.name, parse_version(request.version))
+            self._described_model(request)
         return {"ready": served.is_ready}
 
     def _model_metadata(self, request: Any) -> dict[str, Any]:
         versions = served_model(self._gateway, request.name).versions
+        return model_metadata(self._described_model(request), versions)
+
+    def _described_model(self, request: Any) -> ModelDescription:
         version = parse_version(request.version) if request.version else None
-        return model_metadata(description_of(self._gateway, request.name, version), versions)
+        return description_of(self._gateway, request.name, version)
+
+    def _model_configuration(self, request: Any) -> dict[str, Any]:
+        model = self._described_model(request)
+        found = configuration_of(model, self._gateway.max_batch_size)
+        for kind, specs in (("input", model.inputs), ("output", model.outputs)):
+            for each, spec in zip(found[kind], specs, strict=True):
+                each["data_type"] = 1 + DATA_TYPES.index(spec.datatype)
+        fields = MESSAGES["ModelConfig"].DESCRIPTOR.fields_by_name
+        return {"config": {name: found[name] for name in fields if name in found}}
+
+    def _model_statistics(self, request: Any) -> dict[str, Any]:
+        model = self._described_model(request)
+        counted = self._gateway.statistics(model.name).get(model.version)
+        since_s = time.time() - time.monotonic()
+        return {"model_stats": [statistics_of(model.name, model.version, counted, since_s)]}
 
     async def _inferred(self, content: bytes, opened: Any, context: Any) -> Any:
         """Return the response to a request. Raise DistNetError."""

@@ -122,7 +122,7 @@ class Models:
         return Json(model_metadata(self._description(request), served.versions))
 
     async def configuration(self, request: Request) -> Json:
-        return Json(_configuration(self._description(request), self.gateway.max_batch_size))
+        return Json(configuration_of(self._description(request), self.gateway.max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
         served, versions = self._served(request)
@@ -191,7 +191,7 @@ class Models:
         epoch_of_clock_s = time.time() - self.clock.now()
         counted = self.gateway.statistics(name)
         return [
-            _statistics_of(name, version, counted.get(version), epoch_of_clock_s)
+            statistics_of(name, version, counted.get(version), epoch_of_clock_s)
             for version in versions
         ]
 
@@ -218,7 +218,7 @@ def _tensor(spec: TensorSpec, model: ModelDescription) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": full_shape(model, shape)}
 
 
-def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
+def configuration_of(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
     """Return a model's configuration; unlike in the metadata, shapes are of one row."""
     batching = {"preferred_batch_size": [max_batch_size]}
     threshold = {"unknown_below": {"string_value": str(model.unknown_below)}}
@@ -250,7 +250,7 @@ def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str
             yield found | {"state": state, "reason": model.reason}
 
 
-def _statistics_of(
+def statistics_of(
     name: str, version: int, counted: ModelStatistics | None, epoch_of_clock_s: float
 ) -> dict[str, Any]:
     """Return an entry of ``model_stats``; ``epoch_of_clock_s`` is the pool's time 0 since 1970."""
