@@ -127,7 +127,9 @@ def recording(
         known = vars(self).setdefault("_recorded", {"now": 0.0, "is_called": False})
         if known["is_called"]:  # by another method, whose event it is
             return original(self, *arguments, **named)
-        known["now"] = next((x for x in reversed(arguments) if type(x) is float), known["now"])
+        if method != "reload":  # whose number is a share
+            times = (each for each in reversed(arguments) if type(each) is float)
+            known["now"] = next(times, known["now"])
 
         def look(event: str) -> None:
             for machine, of in states.items():
