@@ -97,5 +97,5 @@ def _settings(run: RunDirectory) -> dict[str, Any]:
 def _last_test(run: RunDirectory) -> dict[str, Any] | None:
     with suppress(OSError):
         _, _, lines = read_lines(run.metrics, max(0, run.metrics.stat().st_size - LAST_BYTES))
-        return next((each for each in reversed(lines) if each["kind"] == "test"), None)
+        return next((each for each in reversed(lines) if each.get("kind") == "test"), None)
     return None

@@ -37,6 +37,33 @@ FACTS = (
 WORKER_FACTS = ("processes", "samples_per_s", "heard_s_ago", "round_trip_s", "lease_s", "is_slow")
 STANDBY_FACTS = ("host", "has_copy", "arrived_share", "versions_behind", "seconds_behind")
 
+_PARTS = {"workers": dict, "slow": dict, "standbys": list, "leases": dict, "events": list}
+
+
+def is_line(value: Any) -> bool:
+    """Return whether a JSON value of a file is a moment, or a record of metrics.jsonl."""
+    if not isinstance(value, dict):
+        return False
+    if "at" not in value:
+        return isinstance(value.get("kind"), str) and _is_number(value.get("samples"))
+    return (
+        _is_number(value["at"])
+        and all(isinstance(value.get(name, kind()), kind) for name, kind in _PARTS.items())
+        and all(isinstance(each, dict) and "text" in each for each in value.get("events", ()))
+        and all(map(_are_pieces, value.get("leases", {}).values()))
+    )
+
+
+def _are_pieces(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(piece, list) and len(piece) == 4 and all(map(_is_number, piece))
+        for piece in value
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**53
+
 
 class MomentsOfReports:
     """Turn a run's reports into moments, each event and piece of a lease once."""
@@ -99,7 +126,7 @@ class RunTimeline:
         return [*self._moments, *self._records.values()]
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Add a moment, or a record of metrics.jsonl. Raise KeyError for anything else."""
+        """Add a line of a file: see ``is_line``."""
         if "at" in line:
             self._moments.append(dict(line))
             if len(self._moments) > self._thinned_at:

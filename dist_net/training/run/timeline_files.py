@@ -12,7 +12,13 @@ from typing import Any
 
 from dist_net.errors import RunDirectoryError
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.training.run.run_timeline import Moment, MomentsOfReports, RunTimeline, one_moment
+from dist_net.training.run.run_timeline import (
+    Moment,
+    MomentsOfReports,
+    RunTimeline,
+    is_line,
+    one_moment,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +92,7 @@ def read_lines(path: Path, offset: int) -> tuple[int, int, list[dict[str, Any]]]
     for line in content[:whole].splitlines():
         with suppress(ValueError, RecursionError):
             record = json.loads(line, parse_constant=lambda _: None)
-            if isinstance(record, dict) and ("at" in record or {"kind", "samples"} <= {*record}):
+            if is_line(record):
                 found.append(record)
     return identity, offset + whole, found
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.run_timeline import (
     EVENTS_KEPT,
@@ -131,3 +133,32 @@ def test_a_full_disk_does_not_end_a_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "missing")
     TimelineFile(directory).notified("no place for this")
     assert not directory.timeline.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[1]", "no JSON", "7", "{}", '{"at": "x"}', '{"at": null}', '{"at": 1e999}'),
+        *(
+            '{"kind": [], "samples": 1}',
+            '{"kind": "test", "samples": {}}',
+            '{"at": 1, "events": 7}',
+        ),
+        *(
+            '{"at": 1, "events": [5]}',
+            '{"at": 1, "leases": {"a/b": [[1]]}}',
+            '{"at": 1, "leases": 5}',
+        ),
+        *('{"at": 1, "workers": []}', '{"at": 1, "leases": {"a/b": [[1, 2, 3, "x"]]}}', "[" * 9999),
+    ],
+)
+def test_a_damaged_line_is_left_out_and_the_others_stay(tmp_path: Path, line: str) -> None:
+    run = RunDirectory(tmp_path)
+    moments = [json.dumps({"at": at, "events": [], "leases": {}}) for at in range(3 * MOMENTS_KEPT)]
+    run.timeline.write_text("\n".join((line, *moments, line, "")))
+    followed = FollowedDirectory(run)
+    kept = json.loads(followed.since("")[1])["lines"]
+    assert kept[-1]["at"] == 3 * MOMENTS_KEPT - 1
+    TimelineFile(run).notified("resumed")  # by a resumed run
+    followed.poll()
+    assert json.loads(followed.since("")[1])["lines"][-1]["events"][-1]["text"] == "resumed"
