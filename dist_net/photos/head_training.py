@@ -103,7 +103,8 @@ class HeadTraining:
         rows, labels, divided = rows[order], labels[order], divided[order]
         names = [images.folder.images[row].path for row in rows.tolist()]
         views = np.ascontiguousarray(features[usable[order]].swapaxes(0, 1))
-        is_judged = [short_digest(digests[at]) not in tuned_on for at in usable[order].tolist()]
+        seen = frozenset(tuned_on)  # of thousands
+        is_judged = [short_digest(digests[at]) not in seen for at in usable[order].tolist()]
         if not any(is_judged):
             raise DatasetError(
                 f"the base was tuned on all {len(rows):,} images; expected others to judge the "
