@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dist_net.cli.status import keys_for
+from dist_net.cli.status import server_at
 from dist_net.errors import SettingError
 from dist_net.ground.command_line import add_options, number_above_zero
 from dist_net.ground.printable import printable_report
@@ -33,9 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     address, name, forgets = arguments.address, arguments.name, arguments.action == "forget"
     if forgets != (name is not None):
         raise SettingError(f"NAME={name}: expected one with forget, and none with list")
+    role = OPERATOR if forgets else CLIENT
     with (
-        keys_for(arguments, OPERATOR if forgets else CLIENT, "members", arguments.action) as keys,
-        Observer(address, keys, arguments.timeout) as server,
+        server_at(address, arguments.keys, role, "members", arguments.action) as access,
+        Observer(*access, arguments.timeout) as server,
     ):
         report = server.forget(name) if forgets else server.status(NO_RECORDS)
     table = Table("member", "votes", "state", "key")

@@ -17,7 +17,7 @@ from dist_net.cli.run_http import RunHttpServer
 from dist_net.serving.http.page_files import PAGE, page_routes
 from dist_net.serving.http.replies import HttpReply, Json, error_reply
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.training.run.timeline_files import TimelineFeed
+from dist_net.training.run.timeline_files import FollowedDirectory
 
 POLL_S = 0.25
 STREAM_S = 60.0
@@ -40,19 +40,18 @@ class RunPage:
 
     def __init__(
         self,
-        feed_of: Callable[[str], TimelineFeed | None],
+        feed_of: Callable[[str], FollowedDirectory | None],
         list_runs: Callable[[], Sequence[dict[str, Any]]] | None = None,
     ) -> None:
         self._feed_of = feed_of
         self._list_runs = list_runs
         self._streams = 0
-        self._polled: dict[TimelineFeed, float] = {}
         self.is_stopping: Callable[[], bool] = lambda: False
         self.files = page_routes(index="runs.html" if list_runs else "run.html")
         self.routes = [Route("/timeline", self._timeline), Route("/runs", self._runs), *self.files]
 
     async def _runs(self, _: Request) -> Json:
-        return Json(self._list_runs() if self._list_runs else [])
+        return Json(await asyncio.to_thread(self._list_runs) if self._list_runs else [])
 
     async def _timeline(self, request: Request) -> HttpReply | StreamingResponse:
         name, seen = (request.query_params.get(each, "") for each in ("run", "seen"))
@@ -71,7 +70,9 @@ class RunPage:
             while True:
                 is_last = time.monotonic() >= until_s or self.is_stopping()
                 if (feed := self._feed_of(name)) is not None:
-                    self._poll(feed)
+                    if feed.polled_s + POLL_S / 2 < time.monotonic():  # once for all viewers
+                        feed.polled_s = time.monotonic()
+                        feed.poll()
                     seen, message = feed.since(seen)
                     if message:
                         yield f"id: {seen}\ndata: {message}\n\n"
@@ -80,14 +81,6 @@ class RunPage:
                 await asyncio.sleep(POLL_S)
         finally:
             self._streams -= 1
-
-    def _poll(self, feed: TimelineFeed) -> None:
-        """Read what is new, once for all viewers."""
-        if self._polled.get(feed, 0.0) + POLL_S / 2 < time.monotonic():
-            feed.poll()
-            self._polled = {feed: time.monotonic()} | {
-                each: at for each, at in self._polled.items() if each is not feed
-            }
 
 
 @contextmanager
@@ -99,7 +92,7 @@ def serving_page(page: RunPage, settings: HttpSettings) -> Iterator[str]:
         yield f"{server.url}/"
 
 
-def exported_page(feed: TimelineFeed) -> str:
+def exported_page(feed: FollowedDirectory) -> str:
     """Return the page of a run as one file, with its styles, scripts and data."""
     html = (PAGE / "run.html").read_text(encoding="utf-8")
     icon = b64encode((PAGE / "icon.svg").read_bytes()).decode()

@@ -17,6 +17,7 @@ from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerEr
 from dist_net.ground.command_line import add_options, command_line, number_above_zero
 from dist_net.ground.printable import counted, printable_report
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
+from dist_net.nets.sources.named_source import live_server
 from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
 from dist_net.serving.client.client import Client
@@ -24,21 +25,22 @@ from dist_net.serving.http.settings import TokenFile
 from dist_net.training.run.training_progress import WARNINGS, exchange_facts
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
-from dist_net.wire.security import CLIENT, OPERATOR, PeerKeys, load_peer_keys
+from dist_net.wire.security import CLIENT, OPERATOR, load_peer_keys
 from dist_net.wire.transport import ServerAccess
 
 OVER = ("finished", "stopping")
+KEYS = "a client's keys (default: those of a run or join of this user)"
+KEYS_OF_CLIENT = "--keys", Path, "DIR", KEYS
 
 Shown = TypeVar("Shown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address", metavar="ADDRESS", help="as for --connect of dist-net worker or reload"
-    )
+    text = "as for --connect of dist-net worker or reload, or a token as for dist-net join"
+    parser.add_argument("address", metavar="ADDRESS", help=text)
     add_options(
         parser,
-        ("--keys", Path, "DIR", "a client's keys (default: those of a run or join of this user)"),
+        KEYS_OF_CLIENT,
         ("--timeout", number_above_zero, "SECONDS", "to wait for a report", 5.0),
         ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
@@ -59,33 +61,37 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.address.startswith(("http:", "https:")):
         return _show(arguments, None)
-    with keys_for(arguments, CLIENT, "status") as keys:
-        return _show(arguments, keys)
+    with server_at(arguments.address, arguments.keys, CLIENT, "status") as server:
+        return _show(arguments, server)
 
 
 @contextmanager
-def keys_for(arguments: argparse.Namespace, role: str, *words: str) -> Iterator[PeerKeys | None]:
-    """Yield the keys of a command with these words; add the remedy to an error without access."""
-    given = arguments.keys or announced_keys(arguments.address)
+def server_at(place: str, keys: Path | None, role: str, *words: str) -> Iterator[ServerAccess]:
+    """Yield the access to the server at an address, or of a token, for a command with these words.
+
+    Without ``keys``, use those of a process of this user. Add the remedy to an error of no access.
+    """
+    given = keys or announced_keys(place)
+    server = live_server(place, load_peer_keys(given, role) if given else None, role)
     try:
-        yield load_peer_keys(given, role) if given else None
+        yield server
     except (AccessRefusedError, InsecureAddressError) as error:
         keys_of_run = Path("RUN_DIRECTORY", "keys", OPERATOR)
-        command = command_line(*words, arguments.address, "--keys", keys_of_run)
+        command = command_line(*words, server.address, "--keys", keys_of_run)
         error.add_note(f"as the user and on the host of the run: {command}")
         raise
 
 
-def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
+def _show(arguments: argparse.Namespace, server: ServerAccess | None) -> int:
     console = plain_console(stderr=False)
     is_live = arguments.follow and console.is_terminal and not arguments.json
-    if arguments.address.startswith(("http:", "https:")):
+    if server is None:
         reports = pool_reports(arguments)
     elif arguments.follow:
-        say = (console if is_live else plain_console()).print
-        reports = followed(arguments.address, keys, arguments.timeout, arguments.every, say)
+        run = Following(server, notify=(console if is_live else plain_console()).print)
+        reports = followed(run, arguments.timeout, arguments.every)
     else:
-        with Observer(arguments.address, keys, arguments.timeout) as observer:
+        with Observer(*server, arguments.timeout) as observer:
             reports = iter([observer.status(0 if arguments.json else NO_RECORDS)])
     if arguments.json:
         for report in reports:
@@ -117,28 +123,28 @@ def pool_reports(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def followed(
-    address: str,
-    keys: PeerKeys | None,
+    run: Following,
     timeout_s: float,
     every_s: float,
-    say: Callable[[str], None],
+    next_record: int = NO_RECORDS,
+    retries: float = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yield a report every ``every_s`` until the run ends, each with the new metric records.
 
-    If the server does not reply, print that by ``say`` and retry once: the server may have
+    If the server does not reply, notify of that and retry, ``retries`` times: the server may have
     restarted, or a standby continues its run. Raise ``NoAnswerError``.
     """
-    run = Following(ServerAccess(address, keys), notify=say)
-    next_record, was_silent = NO_RECORDS, False
+    failures = 0
     while True:
         try:
             with run.observed(timeout_s, next_record) as (_, report):
-                was_silent = False
+                failures = 0
         except NoAnswerError as error:
-            if was_silent:
+            failures += 1
+            if failures > retries:
                 raise
-            was_silent = True
-            say(f"{error}: retrying once")
+            if failures == 1:
+                run.notify(f"{error}: retrying")
             continue
         next_record = report.get("next_record", NO_RECORDS)
         yield report
@@ -148,14 +154,14 @@ def followed(
 
 
 def view(report: dict[str, Any]) -> RenderableType:
-    return _shown(report, run_view, pool_view)
+    return shown(report, run_view, pool_view)
 
 
 def line(report: dict[str, Any]) -> str:
-    return _shown(report, run_line, pool_line)
+    return shown(report, run_line, pool_line)
 
 
-def _shown(
+def shown(
     report: dict[str, Any],
     of_run: Callable[[dict[str, Any]], Shown],
     of_pool: Callable[[dict[str, Any]], Shown],

@@ -27,6 +27,7 @@ from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
 from dist_net.wire.token_exchange import join_by_token
+from dist_net.wire.transport import ServerAccess
 
 RUN_PRECISION = "RUN,precision=SHARE: at least this share of a folder's answers is to be right"
 LIVE = ("tcp://", "ipc://")
@@ -87,16 +88,24 @@ def model_source(
         )
     if not is_live(model):
         return RunFiles(path, labels, progress, trust_recipe)
-    if not model.startswith(LIVE):
-        token = JoinToken.parse(model)
-        token.require_kind(TRAINING)
-        model, keys = join_by_token(token, CLIENT)
-    return FollowedRun(model, keys, labels, progress, trust_recipe)
+    return FollowedRun(*live_server(model, keys), labels, progress, trust_recipe)
 
 
 def is_live(model: str) -> bool:
     """Return whether ``model`` names a parameter server, by its address or a join token."""
     return model.startswith(LIVE) or (is_token(model) and not Path(model).exists())
+
+
+def live_server(place: str, keys: PeerKeys | None, role: str = CLIENT) -> ServerAccess:
+    """Return the access to a parameter server, by its address and keys, or by a join token.
+
+    A token is exchanged for a key of this role. Raise the errors of ``join_by_token``.
+    """
+    if not is_token(place):
+        return ServerAccess(place, keys)
+    token = JoinToken.parse(place)
+    token.require_kind(TRAINING)
+    return join_by_token(token, role)
 
 
 def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:

@@ -97,16 +97,21 @@ def read_lines(path: Path, offset: int) -> tuple[int, int, list[dict[str, Any]]]
     return identity, offset + whole, found
 
 
-class TimelineFeed:
-    """A run's timeline for several viewers, each of which has seen a part of it.
+class FollowedDirectory:
+    """Follow the files of a run, which may be running, by reading what is appended to them.
 
-    ``about`` describes the run to them.
+    Each of several viewers has seen a part of its timeline. ``server``: the address of a server on
+    another host, of whose reports the files are. ``polled_s``: for the caller of ``poll``.
     """
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
-        self.about = about
+    def __init__(self, directory: RunDirectory, server: str = "") -> None:
+        name = server or directory.path.resolve().name
+        self.about = {"name": name, "is_elsewhere": server != ""}
+        self.polled_s = 0.0
+        self._paths = directory.metrics, directory.timeline
         self._start = time.time_ns()
         self._clear()
+        self.poll()
 
     def _clear(self) -> None:
         self._start += 1
@@ -114,14 +119,21 @@ class TimelineFeed:
         self._recent: deque[str] = deque(maxlen=LINES_KEPT)
         self._count = 0
         self._whole = -1, ""
-
-    def take(self, line: Mapping[str, Any]) -> None:
-        self._timeline.take(line)
-        self._recent.append(json.dumps(line))
-        self._count += 1
+        self._read: dict[Path, tuple[int, int]] = {}
 
     def poll(self) -> None:
         """Take in what is new."""
+        if any(map(self._is_replaced, self._paths)):
+            self._clear()
+        for path in self._paths:
+            _, offset = self._read.get(path, (0, 0))
+            with suppress(OSError):
+                identity, end, lines = read_lines(path, offset)
+                self._read[path] = identity, end
+                for line in lines:
+                    self._timeline.take(line)
+                    self._recent.append(json.dumps(line))
+                self._count += len(lines)
 
     def since(self, seen: str) -> tuple[str, str]:
         """Return what a viewer has seen once it has read the message, and the message.
@@ -139,28 +151,6 @@ class TimelineFeed:
             whole = {"about": self.about, "lines": self._timeline.lines}
             self._whole = self._count, json.dumps(whole)
         return seen, self._whole[1]
-
-
-class FollowedDirectory(TimelineFeed):
-    """Follow the files of a run, which may be running, by reading what is appended to them."""
-
-    def __init__(self, directory: RunDirectory) -> None:
-        super().__init__({"name": directory.path.resolve().name, "path": str(directory.path)})
-        self._paths = directory.metrics, directory.timeline
-        self._read: dict[Path, tuple[int, int]] = {}
-        self.poll()
-
-    def poll(self) -> None:
-        if any(map(self._is_replaced, self._paths)):
-            self._read.clear()
-            self._clear()
-        for path in self._paths:
-            _, offset = self._read.get(path, (0, 0))
-            with suppress(OSError):
-                identity, end, lines = read_lines(path, offset)
-                self._read[path] = identity, end
-                for line in lines:
-                    self.take(line)
 
     def _is_replaced(self, path: Path) -> bool:
         identity, offset = self._read.get(path, (0, 0))

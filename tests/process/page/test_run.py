@@ -150,15 +150,16 @@ def test_runs_of_a_directory_are_listed_and_compared(
     page.wait_for_function("document.querySelectorAll('#loss path[d^=M]').length === 2")
     page.get_by_role("link", name="first").press("Enter")
     page.locator("#sentence").get_by_text("The run is done.").wait_for()
-    with pytest.raises(urllib.error.HTTPError, match="404") as error:
-        urllib.request.urlopen(f"{address}timeline?run=../first")
-    error.value.close()
+    for name in ("..", "%2e%2e%2fruns%2ffirst", "x" * 999):
+        with pytest.raises(urllib.error.HTTPError, match="404") as error:
+            urllib.request.urlopen(f"{address}timeline?run={name}")
+        error.value.close()
     several = start("watch", str(tmp_path / "runs"), "--export", str(tmp_path / "page.html"))
     assert several.ends() == 2
     assert "several runs" in several.stderr
 
 
-def test_a_lost_host_of_the_server_is_seen_on_the_page_of_its_standby(
+def test_a_lost_host_of_the_server_is_seen_on_the_pages_of_its_standby_and_of_a_watcher(
     start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
 ) -> None:
     server = start(
@@ -173,6 +174,10 @@ def test_a_lost_host_of_the_server_is_seen_on_the_page_of_its_standby(
     joined = "join", token, "--workers", "1", "--trust-recipe", "--run-dir", str(copy)
     standby = start(*joined, "--contact", "127.0.0.1", prefix=on("second"))
     page.locator(".chip.standby", has_text="behind").wait_for()
+    elsewhere = start("watch", server.says(r"(?s)of another host.*?echo (\S+) \|")[1])
+    watched = opened(elsewhere.says(r"page: (http://\S+)")[1])
+    watched.locator(".chip.standby", has_text="behind").wait_for()
+    watched.locator("#learning", has_text="Its own host evaluates it").wait_for()
     for process_id in [server.process.pid, *server.child_ids]:
         os.kill(process_id, signal.SIGKILL)
     standby.says("this host continues the run")
@@ -182,9 +187,11 @@ def test_a_lost_host_of_the_server_is_seen_on_the_page_of_its_standby(
     after.locator("#events .takeover").first.wait_for()
     after.wait_for_function("document.querySelector('.lane .takeover[d^=M]')")
     after.get_by_text("the server is lost: this host continues the run").wait_for()
-    if os.geteuid() == 0:
-        after.get_by_text("second took over from first").wait_for()
-        after.locator("[data-role=server] h3", has_text="second").wait_for()
+    watched.get_by_text("the run continues at tcp://").wait_for()
+    watched.wait_for_function("document.querySelector('.lane .takeover[d^=M]')")
+    for each in (after, watched) if os.geteuid() == 0 else ():
+        each.get_by_text("second took over from first").wait_for()
+        each.locator("[data-role=server] h3", has_text="second").wait_for()
     standby.process.send_signal(signal.SIGINT)
     standby.ends()
 

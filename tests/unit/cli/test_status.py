@@ -20,6 +20,7 @@ from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
 from dist_net.wire.messages import Equipment, Join, Message, StatusRequest
+from dist_net.wire.transport import ServerAccess
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 SETTINGS = RunSettings("digits", "abc", (("weight", (2,)),), samples=40, epochs=2, batch_size=4)
@@ -172,7 +173,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 def followed() -> list[dict[str, Any]]:
     said: list[str] = []
-    reports = list(status.followed("tcp://127.0.0.1:5", None, 1.0, 1.0, said.append))
+    run = observer.Following(ServerAccess("tcp://127.0.0.1:5", None), notify=said.append)
+    reports = list(status.followed(run, 1.0, 1.0))
     return [*reports, *({"said": each} for each in said)]
 
 
@@ -186,7 +188,7 @@ def test_a_run_is_followed_to_its_end_and_records_come_once(serve: Serve) -> Non
 def test_a_server_that_was_started_again_is_followed_further(serve: Serve) -> None:
     training = {"state": "training"}
     serve(training, None, training, None, {"state": "stopping"})
-    again = {"said": "no answer: retrying once"}
+    again = {"said": "no answer: retrying"}
     assert followed() == [training, training, {"state": "stopping"}, again, again]
 
 
