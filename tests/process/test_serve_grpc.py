@@ -4,6 +4,7 @@ import socket
 import sys
 import textwrap
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,38 @@ def test_clients_that_do_not_read_or_exceed_a_quota_keep_no_others_from_an_answe
             [ready(few, metadata=metadata, timeout=60) for _ in range(100)]
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "few exceeds its quota" in refused.value.details()
+
+
+def test_a_flood_of_calls_has_its_turns_while_others_call(
+    serve: Any, net: Any, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN}\nflood-0123456789abcdef\n")
+    where = "--grpc", "127.0.0.1:0", "--token-file", str(tokens)
+    address = address_of(serve(net.source, "--workers", "1", *where))
+    content = MESSAGES["ModelMetadataRequest"](name="tiny").SerializeToString()
+    answered: list[Any] = []
+    ended = threading.Event()
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        grpc.insecure_channel(address, own_connection) as other,
+        grpc.insecure_channel(address, own_connection) as channel,
+    ):
+        describe, flood_of = (each.unary_unary(f"{CALL}ModelMetadata") for each in (other, channel))
+
+        def again(last: Any = None) -> None:
+            answered.append(last)
+            if not ended.is_set():
+                flood = [("authorization", "Bearer flood-0123456789abcdef")]
+                flood_of.future(content, metadata=flood, timeout=60).add_done_callback(again)
+
+        own = [("authorization", f"Bearer {TOKEN}")]
+        describe(content, metadata=own, timeout=60)
+        began_s = time.monotonic()
+        for _ in range(32):
+            again()
+        for _ in range(300):
+            assert describe(content, metadata=own, timeout=60)
+        took_s, count = time.monotonic() - began_s, len(answered)
+        ended.set()
+    assert count <= 32 + 4 + 300 * took_s

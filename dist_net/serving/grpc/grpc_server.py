@@ -41,6 +41,7 @@ from dist_net.serving.http.replies import CODE_OF_STATUS, Refusals, code_of_erro
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
+from dist_net.wire.event_rates import EventRates
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,9 @@ _OPEN = ("ServerLive", "ServerReady")  # as HTTP's probes
 _MESSAGE_BYTES = 64 * 1024  # of a request besides its tensors
 _CALLS = 1024  # at a time; those that wait for their client's others have not been read
 _CALLS_OF_CLIENT = 16  # at a time; its others wait
+_CALLS_PER_S, _CALLS_AT_ONCE = 300, 4  # that a client begins while others call
 _CONNECTIONS = 128
-_STREAMS = 64  # of a connection
+_STREAMS = 64  # of a connection; gRPC refuses more at once, also those that were reset
 _POLL_S = 0.25
 _MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit of headers
 
@@ -85,6 +87,10 @@ class GrpcServer:
         self._refusals, self._ledger = refusals, ledger
         self._health = health.HealthServicer()
         self._gates: WeakKeyDictionary[ClientShare, asyncio.Semaphore] = WeakKeyDictionary()
+        self._turns: WeakKeyDictionary[ClientShare, asyncio.Lock] = WeakKeyDictionary()
+        self._rates = EventRates()
+        self._last_client: ClientShare | None = None
+        self._changed_s = -inf  # when another client called
         max_bytes = min(settings.body_bytes, ledger.max_request_bytes) + _MESSAGE_BYTES
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=_CALLS,
@@ -154,7 +160,12 @@ class GrpcServer:
 
     def _handler(self, name: str, respond: Respond) -> Any:
         async def call(contents: AsyncIterator[bytes], context: Any) -> None:
+            sender = self._sender(context)
+            share = sender.share(self._ledger)
+            if sender.role and name not in _OPEN and share is not self._last_client:
+                self._last_client, self._changed_s = share, time.monotonic()
             try:
+                await self._turn(share)
                 if name in _OPEN:
                     await context.write((await respond(b"", None, context)).SerializeToString())
                 elif name != _STREAM:
@@ -169,8 +180,23 @@ class GrpcServer:
                 await context.abort(_STATUS_OF_CODE[code], reason)
             except grpc.aio.BaseError:
                 logger.debug("client_gone call=%s", name)
+            except asyncio.CancelledError:
+                await self._turn(share)  # a stream counts for its connection until this returns
+                raise
 
         return call
+
+    async def _turn(self, share: ClientShare) -> None:
+        """Wait for a client's turn, if another one has called in the last second.
+
+        gRPC accepts one call at a time, whoever sends it: one client may not fill its queue.
+        """
+        if time.monotonic() > self._changed_s + 1:
+            return
+        limit = share.client, _CALLS_PER_S, _CALLS_AT_ONCE
+        async with self._turns.setdefault(share, asyncio.Lock()):
+            while wait_s := self._rates.wait_s(*limit, time.monotonic()):
+                await asyncio.sleep(wait_s)
 
     async def _answer(
         self, read: Callable[[], Awaitable[bytes]], respond: Respond, context: Any
@@ -198,12 +224,15 @@ class GrpcServer:
             response = MESSAGES[f"{_STREAM}Response"](error_message=str(error)[:_MAX_DETAILS])
             await context.write(response.SerializeToString())
 
-    def _credential(self, context: Any) -> Credential:
-        """Return the sender's credential. Raise BadRequestError without a valid token."""
+    def _sender(self, context: Any) -> Credential:
         headers = dict(context.invocation_metadata() or ())
         authorization = str(headers.get("authorization", "")).encode()
         host, _ = _peer(context)
-        credential = self._settings.credential(host, authorization)
+        return self._settings.credential(host, authorization)
+
+    def _credential(self, context: Any) -> Credential:
+        """Return the sender's credential. Raise BadRequestError without a valid token."""
+        credential = self._sender(context)
         if not credential.role:
             reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
             raise BadRequestError(reason, _NO_TOKEN)
