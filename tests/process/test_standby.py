@@ -55,7 +55,8 @@ def leave(joined: Any, server: Any, after: str = "") -> None:
     server.says(f"{after}third: 1 worker joined")
     joined.process.send_signal(signal.SIGINT)
     assert joined.ends() == 130
-    server.says(f"{after}third: 1 worker left")
+    # A busy machine ends it before it leaves; then the server misses it.
+    server.says(f"{after}third: 1 worker (left|lost)")
 
 
 def directory_of(command: Any, name: str = "run") -> Path:

@@ -63,7 +63,8 @@ def test_a_label_changes_the_next_version_and_its_withdrawal_leaves_no_trace(
     assert (status, len(listed), listed[0]["number"]) == (200, 5, 5)
     for each in listed:
         pool._request("DELETE", named(number=str(each["number"])))
-    eventually(lambda: not knows("box"))
+    eventually(lambda: not knows("box"))  # by an interim head
+    eventually(lambda: head_of(run) == before)
     pool.command.process.send_signal(signal.SIGTERM)
     assert pool.command.ends() == 0
     assert head_of(run) == before
