@@ -1,22 +1,28 @@
 """The head of a classifier: multinomial logistic regression on the features of a frozen network.
 
-The loss is convex and minimized in this process until its gradient vanishes, in float32 on one
-thread: equal features produce bitwise equal heads. The head of all images and, for each fold, the
-head that is judged on the images of that fold are trained together, by products of matrices.
+The loss is convex and minimized in this process until its gradient vanishes, in float32: equal
+features produce bitwise equal heads. The head of all images and, for each fold, the head that is
+judged on the images of that fold are trained together, by products of matrices. Threads share a
+product by blocks of its columns, which are the same on any number of cores.
 """
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from copy import copy
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from dist_net.data.samples import SampleIndices
 from dist_net.photos.photo_statistics import calibrated_losses, mean_and_error
+from dist_net.processes.equipment import available_cores
 
 FeatureRows = NDArray[np.float32]
+Matrix = NDArray[Any]
 ClassIndices = NDArray[np.integer]
 HeadValues = NDArray[np.float32]
 """A number for each of M heads, (M,)."""
@@ -29,6 +35,7 @@ INTERRUPTION: ContextVar[Callable[[], None]] = ContextVar("interruption", defaul
 MAX_STEPS = 1000
 CONVERGED = 0.02
 """The largest norm of a head's gradient, as a share of the norm of its penalty's gradient."""
+COLUMNS_AT_ONCE = 512  # of a product, by one thread
 MAX_TRIALS = 12
 SMALLEST_CURVATURE = 1e-3
 FLAT = 0.2
@@ -49,42 +56,79 @@ class HeadWeights(NamedTuple):
         return features @ self.kernel + self.bias
 
 
+class Components(NamedTuple):
+    """``rows``, (N, components + 1), of features as orthogonal components; the last one is 1.
+
+    The components are the ``basis``, (F, components), of the centred features over ``scale``.
+    """
+
+    rows: FeatureRows
+    mean: NDArray[np.float64]
+    scale: float
+    basis: NDArray[np.float64]
+
+    @classmethod
+    def principal(cls, features: FeatureRows) -> Self:
+        mean = features.mean(0, dtype=np.float64)
+        centred = features - mean
+        scale = max(float(np.sqrt((centred * centred).mean())), 1e-9)
+        centred /= scale
+        is_wide = len(features) <= features.shape[1]
+        gram = _product(centred, centred.T) if is_wide else _product(centred.T, centred)
+        variances, basis = np.linalg.eigh(gram)
+        is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
+        variances, basis = variances[is_kept], basis[:, is_kept]
+        if is_wide:
+            basis = _product(centred.T, basis) / np.sqrt(variances)
+        rows = np.column_stack([_product(centred, basis), np.ones(len(features))])
+        return cls(rows.astype(np.float32), mean, scale, basis)
+
+    def with_features(self, features: FeatureRows) -> Self:
+        """Append rows of few features; what they have beyond the basis are components, too."""
+        centred = (features - self.mean) / self.scale
+        known = centred @ self.basis
+        beyond, coordinates = np.linalg.qr((centred - known @ self.basis.T).T)
+        before = np.insert(self.rows, [-1] * beyond.shape[1], 0, 1)
+        rows = np.column_stack([known, coordinates.T, np.ones(len(features))])
+        rows = np.concatenate([before, rows.astype(np.float32)])
+        return self._replace(rows=rows, basis=np.column_stack([self.basis, beyond]))
+
+    def head(self, weights: FeatureRows) -> HeadWeights:
+        """Return the head of ``weights``, (classes, components + 1), for features as they are."""
+        kernel = self.basis @ weights[:, :-1].T / self.scale
+        bias = weights[:, -1] - self.mean @ kernel
+        return HeadWeights(kernel.astype(np.float32), bias.astype(np.float32))
+
+
 class HeadProblem:
-    """M heads at once, on principal components of centred and scaled features.
+    """M heads at once, on the rows of ``components``.
 
     Weights are (classes, M, components + 1), logits and errors (classes, M, N): a head for each
-    fold and, last, the head of all rows; the last component is the constant 1: its weights are the
-    biases, without a penalty. In these coordinates the Hessian is almost diagonal, and its diagonal
-    preconditions the steps.
+    fold and, last, the head of all rows. The constant's weights are the biases, without a penalty.
+    On principal components the Hessian is almost diagonal, and its diagonal preconditions the
+    steps.
     """
 
     def __init__(
         self,
-        features: FeatureRows,
+        components: Components,
         labels: ClassIndices,
         classes: int,
         folds: ClassIndices | None = None,
     ) -> None:
-        self._mean = features.mean(0, dtype=np.float64)
-        centred = features - self._mean
-        self._scale = max(float(np.sqrt((centred * centred).mean())), 1e-9)
-        centred /= self._scale
-        is_wide = len(features) <= features.shape[1]
-        gram = centred @ centred.T if is_wide else centred.T @ centred
-        variances, vectors = np.linalg.eigh(gram)
-        is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
-        variances, vectors = variances[is_kept], vectors[:, is_kept]
-        if is_wide:
-            vectors = centred.T @ vectors / np.sqrt(variances)
-        self._basis = vectors
-        rows = np.column_stack([centred @ vectors, np.ones(len(features))])
-        self._rows = rows.astype(np.float32)
-        self._is_penalized = np.append(np.ones(len(variances)), 0)
+        self.components, self._rows = components, components.rows
+        self._is_penalized = np.append(np.ones(self._rows.shape[1] - 1), 0)
         self._folds = np.full(len(labels), -1) if folds is None else folds
         self._count = int(self._folds.max()) + 1
         is_out = self._folds == np.arange(self._count + 1)[:, None]
         self._is_trained = (~is_out).astype(np.float32)
         self._wanted = np.eye(classes, dtype=np.float32)[:, labels][:, None]
+
+    def of_rows(self, rows: SampleIndices) -> Self:
+        other = copy(self)
+        other._rows, other._folds = self._rows[rows], self._folds[rows]
+        other._is_trained, other._wanted = self._is_trained[:, rows], self._wanted[..., rows]
+        return other
 
     def without_class(self, label: int) -> Self:
         """Return the problem of the other classes; out of fold, the class has the last head."""
@@ -183,15 +227,6 @@ class HeadProblem:
             logits[is_out] = self._rows[is_out] @ weights[:, fold].T
         return logits
 
-    def heads(self, weights: FeatureRows) -> list[HeadWeights]:
-        """Return the heads for the original, unscaled features; the head of all rows is last."""
-        found = []
-        for model in range(self._count + 1):
-            kernel = self._basis @ weights[:, model, :-1].T / self._scale
-            shift = weights[:, model, -1] - self._mean @ kernel
-            found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
-        return found
-
 
 class TrainedHeads(NamedTuple):
     """The head of all rows, and the heads of the folds with their logits out of fold.
@@ -208,13 +243,13 @@ class TrainedHeads(NamedTuple):
     problem: HeadProblem
     weights: FeatureRows
 
-    def without_class(self, label: int) -> FeatureRows:
-        """Return logits, (N, classes - 1), of the same heads trained without a class.
+    def without_class(self, label: int, rows: SampleIndices) -> FeatureRows:
+        """Return logits of ``rows``, (rows, classes - 1), of such heads of them without a class.
 
-        The head of all other images computes the class's logits; the other rows are out of fold.
+        The head of all other rows computes the class's logits; the other rows are out of fold.
         """
         with threadpool_limits(1, "blas"):
-            problem = self.problem.without_class(label)
+            problem = self.problem.of_rows(rows).without_class(label)
             weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 0))
             return problem.out_of_fold(weights)
 
@@ -261,7 +296,7 @@ def train_heads(
     for the most right answers. The loss is measured on the rows ``judged``, by default on all.
     """
     with threadpool_limits(1, "blas"):
-        problem = HeadProblem(features, labels, classes, folds)
+        problem = HeadProblem(Components.principal(features), labels, classes, folds)
         judged = np.arange(len(labels)) if judged is None else judged
         least = chosen = None
         weights = problem.zeros()
@@ -281,21 +316,8 @@ def train_heads(
                 least = losses
         assert chosen is not None
         penalty, weights, logits = chosen
-        *of_folds, final = problem.heads(weights)
+        *of_folds, final = map(problem.components.head, weights.swapaxes(0, 1))
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
-
-
-def train_head(
-    features: FeatureRows, labels: ClassIndices, classes: int, penalty: float
-) -> HeadWeights:
-    """Train a head on (N, F) features, as ``train_heads`` trains the head of all rows."""
-    with threadpool_limits(1, "blas"):
-        problem = HeadProblem(features, labels, classes)
-        weights = problem.zeros()
-        for each in PENALTIES[: PENALTIES.index(penalty) + 1]:
-            weights, _ = problem.solve(each, weights)
-        (head,) = problem.heads(weights)
-        return head
 
 
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
@@ -303,7 +325,15 @@ def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
     return products
 
 
-def _product(of_heads: FeatureRows, matrix: FeatureRows) -> FeatureRows:
-    """Return the product of (classes, M, K) and a matrix (K, N) as (classes, M, N)."""
-    flat = of_heads.reshape(-1, len(matrix), copy=False) @ matrix
-    return flat.reshape(*of_heads.shape[:2], -1, copy=False)
+def _product(rows: Matrix, matrix: Matrix) -> Matrix:
+    """Return the product of (..., K) and a matrix (K, N) of the same dtype."""
+    flat = rows.reshape(-1, len(matrix))
+    product = np.empty((len(flat), matrix.shape[1]), rows.dtype)
+
+    def compute(start: int) -> None:
+        few = slice(start, start + COLUMNS_AT_ONCE)
+        np.matmul(flat, matrix[:, few], out=product[:, few])
+
+    with ThreadPoolExecutor(available_cores()) as threads:
+        deque(threads.map(compute, range(0, matrix.shape[1], COLUMNS_AT_ONCE)), 0)
+    return product.reshape(*rows.shape[:-1], -1)

@@ -164,7 +164,7 @@ class ImageRun:
             f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold (each image answered "
             f"by a head that was trained without it)"
         )
-        if (as_random := head.as_random()) is not None:
+        if not self.is_taught and (as_random := head.as_random()) is not None:
             self.console.print(
                 f"without the {SIMILAR} images most similar to each, {as_random:.0%} are right, as "
                 f"with random labels: the figures are too good if images are copies or of few "

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from dist_net.photos import head
 from dist_net.photos.head import (
     CONVERGED,
     PENALTIES,
+    Components,
+    HeadProblem,
     fold_of_each,
     train_heads,
 )
@@ -29,9 +32,9 @@ def test_the_gradient_of_every_head_vanishes_for_strong_and_weak_penalties(width
     found = train_heads(features, labels, 3, folds, (penalty,))
     centred = features - features.mean(0, dtype=np.float64)
     scaled = centred / np.sqrt((centred**2).mean())
-    for fold, head in enumerate([*found.of_folds, found.final]):
+    for fold, of_fold in enumerate([*found.of_folds, found.final]):
         is_in = folds != fold
-        kernel, bias = (each.astype(np.float64) for each in head)
+        kernel, bias = (each.astype(np.float64) for each in of_fold)
         powers = np.exp(features[is_in] @ kernel + bias)
         errors = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels[is_in]]
         # On scaled features the kernel is scale times as large, and so is its penalty's gradient.
@@ -50,9 +53,9 @@ def test_each_row_is_judged_by_the_head_that_was_trained_without_its_fold():
     features, labels = drawn()
     folds = np.arange(len(labels)) // 3 % 5
     found = train_heads(features, labels, 3, folds)
-    for fold, head in enumerate(found.of_folds):
+    for fold, of_fold in enumerate(found.of_folds):
         is_out = folds == fold
-        np.testing.assert_allclose(head(features[is_out]), found.logits[is_out], atol=1e-3)
+        np.testing.assert_allclose(of_fold(features[is_out]), found.logits[is_out], atol=1e-3)
     changed = labels.copy()
     changed[folds == 0] = 2
     again = train_heads(features, changed, 3, folds, (found.penalty,))
@@ -84,12 +87,32 @@ def test_the_weakest_penalty_within_a_standard_error_of_the_least_loss_is_used()
     assert lead < 1.2 * error  # a head solved after stronger penalties differs a little
 
 
-def test_the_same_features_give_the_same_bits():
-    features, labels = drawn(width=200)
-    folds = fold_of_each(labels, np.arange(90), 10, seed=3)
-    once, again = (train_heads(features.copy(), labels, 3, folds) for _ in range(2))
+def test_the_same_features_give_the_same_bits_on_any_number_of_cores(monkeypatch):
+    features, labels = drawn(count=1200, width=600, spread=0.1)
+    folds = fold_of_each(labels, np.arange(1200), 3, seed=3)
+
+    def trained_on(cores):
+        monkeypatch.setattr(head, "available_cores", lambda: cores)
+        return train_heads(features.copy(), labels, 3, folds, (100.0,))
+
+    once, again = map(trained_on, (1, 3))
     assert once.final.kernel.tobytes() == again.final.kernel.tobytes()
     assert once.logits.tobytes() == again.logits.tobytes()
+
+
+@pytest.mark.parametrize("width", [12, 200])
+def test_a_head_of_features_that_came_later_is_that_of_all_at_once(width):
+    features, labels = drawn(width=width, spread=0.3)
+    features[-3:] *= 2
+    first = Components.principal(features[:-3])
+    logits = []
+    for components in (Components.principal(features), first.with_features(features[-3:])):
+        problem = HeadProblem(components, labels, 3)
+        weights, _ = problem.solve(3.0, problem.zeros())
+        logits.append(components.head(weights[:, 0])(features))
+    apart = [each - each.mean(1, keepdims=True) for each in logits]
+    # The scale of the features, and with it their penalty, is that of the first.
+    assert np.abs(apart[0] - apart[1]).max() < 0.1 * np.abs(apart[0]).max()
 
 
 def test_it_is_within_a_point_of_scikit_learn():
@@ -97,8 +120,8 @@ def test_it_is_within_a_point_of_scikit_learn():
     features, labels = drawn(count=1200, width=60, classes=6, spread=0.35)
     trained, tested = slice(0, 400), slice(400, None)
     folds = fold_of_each(labels[trained], np.arange(400), 10, seed=0)
-    head = train_heads(features[trained], labels[trained], 6, folds).final
-    accuracy = (head(features[tested]).argmax(1) == labels[tested]).mean()
+    final = train_heads(features[trained], labels[trained], 6, folds).final
+    accuracy = (final(features[tested]).argmax(1) == labels[tested]).mean()
     theirs = max(
         linear_model.LogisticRegression(C=strength, max_iter=2000)
         .fit(features[trained], labels[trained])
@@ -134,7 +157,7 @@ def test_heads_without_a_class_are_those_that_are_trained_without_its_rows():
     found = train_heads(features, labels, 3, folds, (3.0,))
     is_known = labels != 1
     alone = train_heads(features[is_known], labels[is_known] // 2, 2, folds[is_known], (2.9,))
-    logits = found.without_class(1)
+    logits = found.without_class(1, np.arange(len(labels)))
     apart = logits - logits.mean(1, keepdims=True)
     expected = np.empty_like(logits)
     expected[is_known], expected[~is_known] = alone.logits, alone.final(features[~is_known])
