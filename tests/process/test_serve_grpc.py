@@ -117,9 +117,15 @@ def test_tritonclient_with_a_token_and_tls(
 
 
 def test_messages_that_are_damaged_or_too_large_end_only_their_call(serve: Any, net: Any) -> None:
-    pool = serve(net.source, "--workers", "1", "--grpc", "127.0.0.1:0")
+    pool = serve(net.source, "--workers", "1", "--grpc", "127.0.0.1:0", "--access-log")
+    trace, parent = f"{7:032x}", f"{9:016x}"
     with grpc.insecure_channel(address_of(pool)) as channel:
         infer = channel.unary_unary(f"{CALL}ModelInfer")
+        headers = [("traceparent", f"00-{trace}-{parent}-00"), ("x-request-id", "mine")]
+        _, ended = channel.unary_unary(f"{CALL}ServerLive").with_call(
+            b"", metadata=headers, timeout=60
+        )
+        assert ("x-request-id", "mine") in ended.trailing_metadata()
         bomb = b"\x3a\x80\x80\x80\x40" + bytes(2**27)  # raw contents, of which gzip leaves a 1000th
         for content, compression, code in (
             (b"\xff\xff", None, grpc.StatusCode.INVALID_ARGUMENT),
@@ -138,6 +144,9 @@ def test_messages_that_are_damaged_or_too_large_end_only_their_call(serve: Any, 
     pool.command.process.terminate()
     assert pool.command.process.wait(60) == 0
     assert "Traceback" not in pool.command.stderr
+    (logged,) = [line for line in pool.command.stderr.splitlines() if "request id=mine" in line]
+    assert "client='127.0.0.1' code=200" in logged
+    assert logged.endswith(f"request='gRPC ServerLive' trace={trace}")
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:

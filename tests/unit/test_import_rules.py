@@ -91,6 +91,7 @@ CAN_DO_WITHOUT = {
     "join": "fsspec",
     "plots": "matplotlib",
     "image_report": "matplotlib",
+    "request_log": "opentelemetry",
     "serving_run": "uvloop",
     "ray_cluster": "ray",
     "ray_keeper": "ray",

@@ -175,7 +175,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         ("--rate", float, "N", "requests per second of a client; a token may have its own"),
         ("--inflight", int, "N", "unanswered requests of a client; a token may have its own"),
     )
-    text = "log every HTTP request"
+    text = "log every request over HTTP and gRPC"
     group.add_argument("--access-log", action="store_true", help=text)
 
 

@@ -38,6 +38,7 @@ from dist_net.serving.http.model_endpoints import (
 )
 from dist_net.serving.http.open_inference import infer
 from dist_net.serving.http.replies import CODE_OF_STATUS, Refusals, code_of_error
+from dist_net.serving.http.request_log import RequestLog
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
@@ -160,10 +161,11 @@ class GrpcServer:
 
     def _handler(self, name: str, respond: Respond) -> Any:
         async def call(contents: AsyncIterator[bytes], context: Any) -> None:
-            sender = self._sender(context)
-            share = sender.share(self._ledger)
+            sender, headers = self._sender(context)
+            share, log = sender.share(self._ledger), RequestLog(f"gRPC {name}", headers)
             if sender.role and name not in _OPEN and share is not self._last_client:
                 self._last_client, self._changed_s = share, time.monotonic()
+            context.set_trailing_metadata((("x-request-id", log.request_id),))
             try:
                 await self._turn(share)
                 if name in _OPEN:
@@ -174,15 +176,18 @@ class GrpcServer:
                     self._credential(context)
                     async for content in contents:
                         await self._answer_in_stream(content, context)
+                log.code = 200
             except DistNetError as error:
-                code, reason = code_of_error(error), str(error)[:_MAX_DETAILS]
-                self._refusals.note(code, f"gRPC {name}", reason)
-                await context.abort(_STATUS_OF_CODE[code], reason)
+                log.code, reason = code_of_error(error), str(error)[:_MAX_DETAILS]
+                self._refusals.note(log.code, f"gRPC {name}", reason, log.request_id)
+                await context.abort(_STATUS_OF_CODE[log.code], reason)
             except grpc.aio.BaseError:
                 logger.debug("client_gone call=%s", name)
             except asyncio.CancelledError:
                 await self._turn(share)  # a stream counts for its connection until this returns
                 raise
+            finally:
+                log.end(sender.name, is_logged=self._settings.access_log)
 
         return call
 
@@ -224,15 +229,16 @@ class GrpcServer:
             response = MESSAGES[f"{_STREAM}Response"](error_message=str(error)[:_MAX_DETAILS])
             await context.write(response.SerializeToString())
 
-    def _sender(self, context: Any) -> Credential:
-        headers = dict(context.invocation_metadata() or ())
-        authorization = str(headers.get("authorization", "")).encode()
+    def _sender(self, context: Any) -> tuple[Credential, dict[str, str]]:
+        """Return the sender's credential and headers."""
+        headers = {name: str(value) for name, value in context.invocation_metadata() or ()}
         host, _ = _peer(context)
-        return self._settings.credential(host, authorization)
+        authorization = headers.get("authorization", "").encode()
+        return self._settings.credential(host, authorization), headers
 
     def _credential(self, context: Any) -> Credential:
         """Return the sender's credential. Raise BadRequestError without a valid token."""
-        credential = self._sender(context)
+        credential, _ = self._sender(context)
         if not credential.role:
             reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
             raise BadRequestError(reason, _NO_TOKEN)

@@ -1,14 +1,12 @@
 """A request on its way to the pool: permission, its body within limits, its model, its results."""
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from random import getrandbits
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -40,12 +38,11 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
+from dist_net.serving.http.request_log import LOGGED, RequestLog
 from dist_net.serving.http.settings import TEACHER, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.wire.security import OPERATOR
-
-logger = logging.getLogger(__name__)
 
 HeaderValues = Mapping[bytes, bytes]
 
@@ -60,7 +57,6 @@ _PRIVATE = b"x-do-not-collect"
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
 _MAX_VERSION = 18
-_SENT_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -79,46 +75,40 @@ class Guard:
             return
         if "state" not in scope:
             scope = {**scope, "state": {}}
-        began_s, state = time.monotonic(), scope["state"]
-        headers: HeaderValues = dict(scope["headers"])
-        sent_id = headers.get(REQUEST_ID, b"").decode("latin-1")
-        request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
-        send = self._noting(scope, send, request_id)
+        state, headers = scope["state"], dict(scope["headers"])
+        named = {n: headers[n.encode()].decode("latin-1") for n in LOGGED if n.encode() in headers}
+        log = RequestLog(f"{scope['method']} {scope['path'][:200]}", named)
+        send = self._noting(scope, send, log)
         host, _ = scope.get("client") or ("", 0)
         credential = self.settings.credential(host, headers.get(b"authorization", b""))
         state["credential"] = credential
-        if refusal := self._refusal(scope, headers, credential.role):
-            await error_reply(*refusal)(scope, receive, send)
-        elif scope["path"].startswith(
-            _HEALTH
-        ):  # a supervisor that is refused would restart the process
-            await self.application(scope, receive, send)
-        else:
-            await self._counted(scope, receive, send, credential.share(self.ledger))
-        if self.settings.access_log:
-            what = "request id=%s client=%r code=%s seconds=%.4f request=%r"
-            request = f"{scope['method']} {scope['path'][:200]}"
-            code, took_s = state.get("code"), time.monotonic() - began_s
-            logger.info(what, request_id, credential.name, code, took_s, request)
+        try:
+            if refusal := self._refusal(scope, headers, credential.role):
+                await error_reply(*refusal)(scope, receive, send)
+            elif scope["path"].startswith(_HEALTH):  # if it fails, supervisors restart the process
+                await self.application(scope, receive, send)
+            else:
+                await self._counted(scope, receive, send, credential.share(self.ledger))
+        finally:
+            log.end(credential.name, is_logged=self.settings.access_log)
 
-    def _noting(self, scope: Scope, send: Send, request_id: str) -> Send:
+    def _noting(self, scope: Scope, send: Send, log: RequestLog) -> Send:
         """Return a ``send`` that adds the id to the response, and notes it if it is a refusal.
 
         It closes a connection with its last response.
         """
-        code, connection = 0, scope["state"].get("connection")
+        connection = scope["state"].get("connection")
 
         async def noted(message: Message) -> None:
-            nonlocal code
             if message["type"] == "http.response.start":
-                code = scope["state"]["code"] = message["status"]
-                message["headers"].append((REQUEST_ID, request_id.encode()))
+                log.code = message["status"]
+                message["headers"].append((REQUEST_ID, log.request_id.encode()))
                 if connection is not None and connection.is_last:
                     message["headers"].append((b"connection", b"close"))
-            elif code >= 400:
+            elif log.code >= 400:
                 reason = bytes(message.get("body", b"")[:MAX_REASON]).decode(errors="replace")
                 path = scope["path"][:80]
-                self.refusals.note(code, f"{scope['method']} {path}", reason, request_id)
+                self.refusals.note(log.code, f"{scope['method']} {path}", reason, log.request_id)
             await send(message)
 
         return noted

@@ -24,7 +24,7 @@ from dist_net.errors import (
 )
 from dist_net.nets.tensor_specs import TYPE_CODES
 from dist_net.serving.gateway.client_ledger import ClientLedger, Quota
-from dist_net.serving.http import classify, exchange
+from dist_net.serving.http import classify, exchange, request_log
 from dist_net.serving.http.application import application
 from dist_net.serving.http.classify import form_images
 from dist_net.serving.http.open_inference import bytes_of_elements
@@ -1282,6 +1282,35 @@ def test_each_response_has_the_id_of_its_request_and_so_has_the_access_log(
     lines = [each.getMessage() for each in caplog.records]
     assert any(line.startswith("request id=mine-1 client='127.0.0.1' code=200 ") for line in lines)
     assert any(line.startswith(f"request_refused id={given} code=404 ") for line in lines)
+
+
+TRACE = f"{7:032x}"
+
+
+def test_a_request_continues_the_trace_of_its_client(
+    service: FakeService, page: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ask = asking(service, page, access_log=True)
+    headers = {"traceparent": f"00-{TRACE}-{9:016x}-01"}
+    monkeypatch.setattr(request_log, "_tracer", None)  # as without the extra
+    ask("POST", "/v2/models/digits/infer", json=INFER, headers=headers)
+    ask("GET", "/v2", headers={"traceparent": "damaged"})
+    lines = [each.getMessage() for each in caplog.records if "request id" in each.getMessage()]
+    assert [line.split("trace=")[1] for line in lines] == [TRACE, ""]
+
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="the SDK is not installed")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    spans, provider = memory.InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(spans))
+    monkeypatch.setattr(request_log, "_tracer", provider.get_tracer("test"))
+    ask("POST", "/v2/models/digits/infer", json=INFER, headers=headers)
+    ask("GET", "/none")
+    first, second = spans.get_finished_spans()
+    assert first.name == "POST /v2/models/digits/infer"
+    assert (first.context.trace_id, first.parent.span_id) == (7, 9)
+    assert (second.attributes["code"], second.parent) == (404, None)
 
 
 def test_a_client_beyond_its_quota_is_told_when_to_come_back(
