@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dist_net.cli.run_http import RunHttpServer
@@ -32,6 +32,15 @@ MODULES = ("elements", "words", "plots", "timeline", "pictures", "followed", "ru
 IMPORTS = re.compile(r'^import .*?from "[^"]*";\n', re.MULTILINE | re.DOTALL)
 
 
+REPORT_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+    ),
+    "x-content-type-options": "nosniff",
+}
+
+
 class RunPage:
     """Serve the timeline that ``feed_of`` returns for a run's name, "" for the only one.
 
@@ -48,10 +57,23 @@ class RunPage:
         self._streams = 0
         self.is_stopping: Callable[[], bool] = lambda: False
         self.files = page_routes(index="runs.html" if list_runs else "run.html")
-        self.routes = [Route("/timeline", self._timeline), Route("/runs", self._runs), *self.files]
+        self.routes = [
+            Route("/timeline", self._timeline),
+            Route("/runs", self._runs),
+            Route("/report", self._report),
+            *self.files,
+        ]
 
     async def _runs(self, _: Request) -> Json:
         return Json(await asyncio.to_thread(self._list_runs) if self._list_runs else [])
+
+    async def _report(self, request: Request) -> Response:
+        feed = self._feed_of(request.query_params.get("run", ""))
+        if feed is None or not feed.report.is_file():
+            return error_reply(
+                404, "no report; expected a run on a folder of images that has ended"
+            )
+        return FileResponse(feed.report, headers=REPORT_HEADERS)
 
     async def _timeline(self, request: Request) -> HttpReply | StreamingResponse:
         name, seen = (request.query_params.get(each, "") for each in ("run", "seen"))

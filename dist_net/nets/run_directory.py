@@ -51,6 +51,9 @@ class RunDirectory:
         """A line for each twentieth of an epoch and each evaluation; with short epochs, for each
         1000th of the run's time at most. ``tensorboard/`` has the same, with --tensorboard."""
         self.timeline = path / "timeline.jsonl"  # what happened, for the page: see ``RunTimeline``
+        self.outcome = (
+            path / "outcome.jsonl"
+        )  # of a classifier, for the page: see ``write_outcome``
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.folder = path / "folder.json"  # the options of a run on a folder of images
@@ -139,6 +142,7 @@ class RunDirectory:
                 "journal*",
                 "metrics.jsonl",
                 "timeline.jsonl",
+                "outcome.jsonl",
                 "initial.npy",
                 "checkpoint*",
             ):

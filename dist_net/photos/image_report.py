@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.data.image_folder import file_digest
@@ -29,6 +28,7 @@ from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import RunHost
 from dist_net.training.run.plots import AS_IT_IS, draw_confusion, draw_curve, new_figure
+from dist_net.training.run.run_outcome import png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,7 +158,7 @@ def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, by
         name = images.folder.images[row].path
         if name in shown:
             samples.read(np.array([index]), pixels)
-            thumbnails[name] = _png(pixels[0])
+            thumbnails[name] = png_of(pixels[0], THUMBNAIL_SIDE)
     return thumbnails
 
 
@@ -169,15 +169,9 @@ def _variants(images: PreparedImages, options: ImageOptions) -> dict[str, bytes]
     pixels = np.empty((VARIANTS, *samples.shape), np.uint8)
     seed = options.run.seed
     AugmentedImages(samples, options.augmentation).read_augmented(indices, pixels, seed, epoch=0)
-    return {f"{VARIANT}{number}": _png(each) for number, each in enumerate(pixels)}
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    image = Image.fromarray(pixels.squeeze())
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    file = BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return {
+        f"{VARIANT}{number}": png_of(each, THUMBNAIL_SIDE) for number, each in enumerate(pixels)
+    }
 
 
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:

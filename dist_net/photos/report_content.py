@@ -17,7 +17,7 @@ from dist_net.photos.photo_statistics import (
     wilson_interval,
 )
 from dist_net.photos.unknown_images import LeftOutClass
-from dist_net.training.run.evaluation import confusion_of
+from dist_net.training.run.evaluation import confusion_of, most_confident_mistakes
 
 MAX_MISTAKES = 24
 PROMISE_ERRORS = 3.0
@@ -188,10 +188,8 @@ def mistakes(
     judged: JudgedImages, probabilities: NDArray[np.float32], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return the wrong answers, the most confident first; at most ``MAX_MISTAKES``."""
-    answers = probabilities.argmax(1)
-    wrong = np.flatnonzero(answers != judged.targets)
-    order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
-    return _entries(judged, probabilities, class_names, order[:MAX_MISTAKES])
+    rows = most_confident_mistakes(probabilities, judged.targets)[:MAX_MISTAKES]
+    return _entries(judged, probabilities, class_names, rows)
 
 
 def doubtful(

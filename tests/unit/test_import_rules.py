@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "nets": "errors ground autodiff nn optim images data wire",
     "export": "errors ground autodiff nn nets",
     "processes": "errors ground data wire nets",
-    "training": "errors ground autodiff nn optim data wire nets processes",
+    "training": "errors ground autodiff nn optim images data wire nets processes",
     "serving": "errors ground autodiff nn images data wire nets export processes",
     "photos": "errors ground nn optim images data nets export processes training",
     "python": "errors ground nn optim images data nets export processes training photos",

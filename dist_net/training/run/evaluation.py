@@ -68,6 +68,14 @@ def confusion_of(
     return counts.reshape(classes, classes, copy=False)
 
 
+def most_confident_mistakes(
+    probabilities: NDArray[np.floating], targets: NDArray[np.integer]
+) -> NDArray[np.intp]:
+    """Return the rows of wrong answers, the most confident first; probabilities: (N, classes)."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != targets)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 """A function of the outputs and the targets of all samples, each (N, ...)."""
 

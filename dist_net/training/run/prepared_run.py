@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 from rich.console import Console
 
 from dist_net.data import Dataset
-from dist_net.errors import MissingExtraError, RunDirectoryError
+from dist_net.errors import CheckpointError, MissingExtraError, RunDirectoryError
 from dist_net.ground.checkpoint import read_resumable_checkpoint
 from dist_net.ground.command_line import AUTO
 from dist_net.ground.printable import counted
@@ -16,6 +16,7 @@ from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.local_run import RunHost
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.run_outcome import write_outcome
 from dist_net.training.run.standby_run import run_on
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
@@ -61,26 +62,30 @@ class PreparedRun(NamedTuple):
             try:
                 return training.run()
             finally:
-                draw(directory, loaded.name, self.dataset, training.evaluation, console)
+                draw(directory, loaded, self.dataset, training.evaluation, console)
 
 
 def draw(
     directory: RunDirectory,
-    recipe: str,
+    loaded: LoadedRecipe,
     dataset: Dataset,
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Plot the recorded part of the run; print the reason if that fails."""
+    """Plot the recorded part of the run, and write its outcome; print the reason if that fails."""
     try:
         records = directory.read_metrics()
+        classes = evaluation if evaluation is not None and evaluation.labels.size else None
+        if classes is not None and records:
+            done = records[-1]["samples"]
+            write_outcome(directory, done, loaded.recipe.model, dataset, classes)
         if records:
             with directory.replacing(directory.training_plot) as file:
-                plot_training(records, len(dataset.train_targets), recipe, file)
-        if evaluation is not None and evaluation.labels.size:
+                plot_training(records, len(dataset.train_targets), loaded.name, file)
+        if classes is not None:
             with directory.replacing(directory.confusion_plot) as file:
-                plot_confusion(evaluation.confusion, dataset.class_names, recipe, file)
+                plot_confusion(classes.confusion, dataset.class_names, loaded.name, file)
     except MissingExtraError as error:
         console.print(str(error))
-    except (OSError, RunDirectoryError) as error:
+    except (OSError, RunDirectoryError, CheckpointError) as error:
         console.print(f"cannot plot the run: {error}")

@@ -102,13 +102,16 @@ class FollowedDirectory:
 
     Each of several viewers has seen a part of its timeline. ``server``: the address of a server on
     another host, of whose reports the files are. ``polled_s``: for the caller of ``poll``.
+    ``report``: of a folder of images.
     """
 
     def __init__(self, directory: RunDirectory, server: str = "") -> None:
         name = server or directory.path.resolve().name
-        self.about = {"name": name, "is_elsewhere": server != ""}
+        is_folder = directory.folder.is_file()
+        self.about = {"name": name, "is_elsewhere": server != "", "is_folder": is_folder}
+        self.report = directory.report
         self.polled_s = 0.0
-        self._paths = directory.metrics, directory.timeline
+        self._paths = directory.metrics, directory.timeline, directory.outcome
         self._start = time.time_ns()
         self._clear()
         self.poll()

@@ -89,6 +89,41 @@ def test_a_killed_worker_is_seen_in_words_and_in_the_picture_live_and_afterwards
     assert page_file.stat().st_size < 1e6
 
 
+def test_the_end_of_a_classifier_shows_its_mistakes_also_in_an_exported_page(
+    start: Start, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    run, page_file = tmp_path / "run", tmp_path / "run.html"
+    train = start("train", "digits", "--epochs", "6", "--run-dir", str(run), "--json")
+    accuracy = train.result()["test_accuracy"]
+    assert start("watch", str(run), "--export", str(page_file)).ends() == 0
+    assert page_file.stat().st_size < 150_000
+    watch = start("watch", str(run))
+    for page in opened(page_file.as_uri()), opened(watch.says(r"page: (http://\S+)")[1]):
+        counts = page.locator("#confusion tbody td").all_inner_texts()
+        right = sum(map(int, counts[:: len("0123456789") + 1]))
+        assert right / sum(map(int, counts)) == pytest.approx(accuracy)
+        page.wait_for_function("document.querySelector('#filters img').naturalWidth > 8")
+        page.wait_for_function("document.querySelector('#mistakes img').naturalWidth === 8")
+        page.get_by_label("Time of the run", exact=True).last.fill("0")
+        page.locator("#outcome").wait_for(state="hidden")
+
+
+def test_the_page_of_a_folder_of_images_leads_to_its_report(
+    start: Start, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    (tmp_path / "folder.json").write_text("{}")  # of a head, which has no leases
+    watch = start("watch", str(tmp_path))
+    page = opened(watch.says(r"page: (http://\S+)")[1])
+    link = page.get_by_role("link", name="the report of this folder")
+    link.wait_for()
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        urllib.request.urlopen(f"{page.url}report")
+    error.value.close()
+    (tmp_path / "report.html").write_text("<h1>Cats</h1><script>document.body.remove()</script>")
+    link.click()
+    page.get_by_role("heading", name="Cats").wait_for()
+
+
 def test_viewers_that_read_nothing_neither_end_a_run_nor_lock_out_another(
     start: Start, counting: str, tmp_path: Path, opened: Callable[[str], Any]
 ) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks.__main__ import show
 from dist_net.cli.status import pool_view, run_view
 from dist_net.data import dataset_named
+from dist_net.nets.recipes.recipe import built_in_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import PrintableConsole, plain_console
 from dist_net.training.run.prepared_run import draw
@@ -171,5 +172,5 @@ def test_the_extra_that_images_need_is_named(
     directory = RunDirectory.create(tmp_path / "run", "digits", datetime.now())
     record = {"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}
     directory.write(directory.metrics, json.dumps(record) + "\n")
-    draw(directory, "digits", dataset_named("digits"), None, plain_console())
+    draw(directory, built_in_recipe("digits"), dataset_named("digits"), None, plain_console())
     assert "pip install -e '.[plots]'\n" in capsys.readouterr().err

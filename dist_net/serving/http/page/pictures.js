@@ -3,7 +3,7 @@
 import { byId, element, fromTemplate, write } from "./elements.js";
 import { box, curve, dot, plot } from "./plots.js";
 import { absences, hostAndName } from "./timeline.js";
-import { bytes, count, milliseconds, percent, perSecond } from "./words.js";
+import { bytes, count, label, milliseconds, percent, perSecond } from "./words.js";
 
 const WIDE = 1000;
 const MANY = 24;  // beyond so many workers, rows and chips are small
@@ -224,6 +224,44 @@ function drawServer(picture, timeline, rowOf, share, inside, from, to) {
     [serving, takeovers, checkpoints, evaluations]
       .forEach((all, i) => row.paths[i].setAttribute("d", all.join("")));
   }
+}
+
+/** Draws what the classifier gets wrong, and its first weights, once its run is evaluated. */
+export function drawOutcome({ records }) {
+  const place = byId("outcome"), outcome = records.findLast((record) => record.kind === "outcome");
+  place.hidden = !outcome;
+  if (!outcome || place.shown === outcome) return;
+  place.shown = outcome;
+  const { classes, confusion, mistakes, filters } = outcome;
+  const header = (text, scope) => Object.assign(element("th", text), { scope });
+  byId("by-class").hidden = !confusion.length;
+  const head = document.createElement("tr");
+  head.append(element("td", ""), ...classes.map((name) => {
+    const made = header("", "col");
+    made.append(element("span", label(name)));
+    return made;
+  }));
+  document.querySelector("#confusion thead").replaceChildren(head);
+  document.querySelector("#confusion tbody").replaceChildren(...confusion.map((counts, i) => {
+    const row = document.createElement("tr"), total = counts.reduce((sum, each) => sum + each, 0);
+    row.append(header(label(classes[i]), "row"), ...counts.map((number) => {
+      const share = number / Math.max(1, total);
+      const cell = element("td", count(number), share > 0.5 ? "dark" : number ? "" : "none");
+      cell.style.setProperty("--share", share);
+      return cell;
+    }));
+    return row;
+  }));
+  byId("wrong").hidden = !mistakes.length;
+  byId("mistakes").replaceChildren(...mistakes.map(({ label: truth, answer, probability, image }) => {
+    const made = element("li", ""), shown = element("img", "");
+    Object.assign(shown, { src: image, alt: "" });
+    made.append(shown, element("b", label(answer)), ` ${percent(probability)}`,
+      element("small", `labelled ${label(truth)}`));
+    return made;
+  }));
+  byId("filters").hidden = !filters;
+  byId("filters").querySelector("img").src = filters;
 }
 
 function newRow(key, classes) {

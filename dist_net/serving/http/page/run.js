@@ -2,7 +2,7 @@
 
 import { byId, element, write } from "./elements.js";
 import { eventsOf, rememberToken, requested } from "./followed.js";
-import { clock, drawCluster, drawCurves, drawTime } from "./pictures.js";
+import { clock, drawCluster, drawCurves, drawOutcome, drawTime } from "./pictures.js";
 import { Timeline, grouped, named, sentence } from "./timeline.js";
 import { count, duration, percent, perSecond } from "./words.js";
 
@@ -32,6 +32,8 @@ function draw() {
   byId("data").hidden = byId("replay").hidden = timeline.isEmpty;
   write(byId("name"), `run ${timeline.about.name ?? ""}`);
   document.title = `${timeline.about.name ?? "run"} · dist_net`;
+  const isOver = timeline.isEmpty || OVER.includes(timeline.moments.at(-1).state);
+  byId("report").hidden = !(timeline.about.is_folder && isOver);
   if (timeline.isEmpty) return;
   const picture = timeline.until(chosen ?? timeline.ends);
   drawNow(picture);
@@ -40,6 +42,7 @@ function draw() {
   const length = Number(byId("window").value);
   drawTime(picture, timeline, [Math.max(timeline.begins, length ? picture.at - length : 0), picture.at]);
   drawEvents(picture);
+  drawOutcome(picture);
   drawReplay(picture);
 }
 
@@ -200,6 +203,7 @@ function showRun() {
 /** Reads server-sent events again and again; EventSource could not send a token. */
 async function follow() {
   const run = new URLSearchParams(location.search).get("run") ?? "";
+  byId("report").querySelector("a").href = `report?${new URLSearchParams({ run })}`;
   let seen = "";
   for (;;) {
     try {
