@@ -1,1 +1,1 @@
-"""What every room may use: files, times, names, vectors, records and checkpoints."""
+"""Shared by all packages: files, times, names, vectors, records and checkpoints."""

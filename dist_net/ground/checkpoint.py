@@ -167,7 +167,7 @@ def _keep(path: Path, version: int, disk: Disk) -> None:
 
 
 def _remove_old(path: Path, version: int, kept: int, disk: Disk) -> None:
-    """Remove all but the newest kept checkpoints, and those of later versions than the run's."""
+    """Remove all but the newest kept checkpoints, and all of later versions than the run's."""
     before = 0
     for found_version, name in _kept_checkpoints(path, disk):
         before += found_version < version

@@ -1,7 +1,7 @@
 """Compiling loops with numba, and caching their code. Needs the extra ``fast``.
 
 A function is compiled for one signature, or read from numba's cache on disk, by the thread that
-asks for it. In that cache, functions made for several constants or signatures share one index, so
+needs it. In that cache, functions made for several constants or signatures share one index, so
 processes that fill it at the same time may get each other's code; and a change is noticed only in
 the function's own file. So there is a cache directory for each signature and each state of the
 sources: this file, and the files in the function's own folder. A compiled function may call only
@@ -32,7 +32,7 @@ Loop = Callable[..., Any]
 
 
 def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
-    """Compiles for exactly these types, without the GIL; division by zero gives inf or nan."""
+    """Compiles for exactly these types, without the GIL; division by zero returns inf or nan."""
     signature = result(*arguments)
 
     def compiled(function: Loop) -> Loop:

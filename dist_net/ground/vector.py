@@ -1,4 +1,4 @@
-"""Arrays for packages that share no other module: flat vectors, and what callers have in memory."""
+"""Arrays for packages that share no other module: flat vectors, and the arrays of callers."""
 
 from math import prod
 from typing import Any
@@ -29,7 +29,7 @@ def views_of(vector: Vector, shapes: ArrayShapes) -> dict[str, Vector]:
 def array_of(values: Any, name: str) -> Any:
     """Return a DataFrame, a Series, a tensor or a list as an array; other objects as they are.
 
-    Raise DatasetError for what NumPy cannot convert, such as a sparse matrix.
+    Raise DatasetError for values that NumPy cannot convert, such as a sparse matrix.
     """
     kind, is_list = type(values).__name__, isinstance(values, list | tuple)
     if hasattr(values, "toarray"):

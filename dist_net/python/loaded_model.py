@@ -69,7 +69,7 @@ class LoadedModel:
 
     @cached_property
     def found(self) -> FoundModel:
-        """What was found in the source, read once; raise the errors of ``load``."""
+        """The contents of the source, read once; raise the errors of ``load``."""
         return computed_by(self._source.read(), self._engine)
 
     @cached_property
