@@ -35,6 +35,7 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.statistics import Histogram, ModelStatistics
+from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.serving_messages import ArraysPiece, FetchArrays, ModelPrepared
 from dist_net.wire.transport import ServerSocket
 
@@ -111,6 +112,10 @@ class Gateway:
         """
         self._want_turn()
         return self._future_of(self.pool.reload(model, share))
+
+    def add(self, model: str) -> None:
+        """Add a model that is unloaded until it is reloaded."""
+        self.pool.catalogue.add(ModelVersions(model, is_unloaded=True))
 
     def end_rollout(self, model: str, outcome: str) -> int:
         """See ``ModelVersions.end_rollout``."""

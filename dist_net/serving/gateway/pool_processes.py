@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,7 +54,7 @@ MAX_EARLY_ENDS = 3
 class PoolSources(NamedTuple):
     """``words``: arguments by model; ``followed``: in training; ``directory``: for answers."""
 
-    words: Mapping[str, Sequence[str]]
+    words: dict[str, Sequence[str]]
     followed: Container[str]
     directory: Path
 

@@ -62,6 +62,7 @@ class ServingOptions:
     ray: str | None = None
     teach: bool = False
     collect: bool = False
+    repository: Path | None = None
     inbox: Path | None = None
     sort_into: Path | None = None
     notify: str | None = None
@@ -117,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--weights", Path, "FILE", "a .weights file of Darknet"),
         ("--labels", Path, "FILE", "a text file with one class name per line"),
         ("--training-keys", Path, "DIR", "keys for the parameter server"),
+        ("--repository", Path, "DIR", "also serve the newest version of each DIR/NAME/VERSION/"),
     )
     text = "learn from the labels that people set for the images of a run on a folder"
     parser.add_argument("--teach", action="store_true", help=text)
@@ -205,7 +207,9 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
     """Return the validated options. The default MODEL is the newest run."""
     ray = ray_address(arguments, arguments.workers)
-    sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
+    sources = tuple(arguments.models)
+    if not sources and arguments.repository is None:
+        sources = (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,
         queue_requests=arguments.queue_limit,

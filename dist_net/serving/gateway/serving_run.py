@@ -40,6 +40,7 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.inbox import Inbox
 from dist_net.serving.gateway.notifier import Notifier
 from dist_net.serving.gateway.pool_processes import PoolProcesses, PoolSources
+from dist_net.serving.gateway.repository import ModelRepository
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
@@ -139,7 +140,7 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
         where = "--connect", address, "--directory", directory
         specs = [_worker(options, where, f"worker-{i}") for i in range(count)]
         read = _pool_sources(options, sources, places.directory)
-        processes = PoolProcesses(specs, read, places.logs)
+        words, processes = read.words, PoolProcesses(specs, read, places.logs)
         worker_ids = iter(partial(secrets.randbits, WORKER_ID_BITS), None)
         names = [named.name for named, _ in sources]
         pool = Pool(options.pool, names, processes, worker_ids, clock.now(), release())
@@ -165,6 +166,13 @@ async def serve(options: ServingOptions, sources: Sequence[tuple[NamedSource, Mo
             if options.inbox is not None:
                 inbox = Inbox(gateway, options.inbox, options.sort_into)
                 tasks.append(asyncio.create_task(inbox.watch()))
+            if options.repository is not None:
+
+                def set_source(named: NamedSource) -> None:
+                    words[named.name] = _reader_words(options, places.directory, named.text)
+
+                repository = ModelRepository(gateway, options.repository, set_source)
+                tasks.append(asyncio.create_task(repository.watch()))
             is_drained = await _run(options, gateway, (http, grpc), processes, stop)
             for task in tasks:
                 task.cancel()
@@ -333,18 +341,25 @@ def _pool_sources(
     directory: Path,
 ) -> PoolSources:
     """Return how processes read the models; a training run's, with the keys that were opened."""
-    words, followed = {}, set()
+    words: dict[str, Sequence[str]] = {}
+    followed = set()
     for named, source in sources:
-        own = ["--directory", str(directory), "--engine", options.engine]
-        own += ["--trust-recipe"] if options.trust_recipe else []
+        own: list[str] = []
         if isinstance(source, FollowedRun):
             followed.add(named.name)
             if source.keys is not None:
                 keys = directory / f"{named.name}.keys"
                 write_peer_keys(keys, source.keys, CLIENT)
-                own += ["--training-keys", str(keys)]
-        words[named.name] = [*own, "--", named.text]
+                own = ["--training-keys", str(keys)]
+        words[named.name] = _reader_words(options, directory, named.text, own)
     return PoolSources(words, followed, directory)
+
+
+def _reader_words(
+    options: ServingOptions, directory: Path, source: str, own: Sequence[str] = ()
+) -> list[str]:
+    words = ["--directory", str(directory), "--engine", options.engine, *own]
+    return [*words, *(["--trust-recipe"] if options.trust_recipe else []), "--", source]
 
 
 def _worker(options: ServingOptions, where: Sequence[Word], name: str) -> ProcessSpec:

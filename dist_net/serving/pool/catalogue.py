@@ -38,13 +38,14 @@ class Catalogue:
     """All models by name; call ``advance`` after any event. A later request replaces another."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.models = {name: ModelVersions(name) for name in names}
+        self.models: dict[str, ModelVersions] = {}
         self._answers: dict[str, ModelPrepared] = {}
-        self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
+        self._newest: dict[str, int] = {}  # the last number, requested or received
         self._requested: dict[str, tuple[int, float]] = {}  # unanswered, each with its share
         self._unsent: dict[str, ReadModel] = {}
-        self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
+        self._reloads: dict[str, list[_Reload]] = {}
         for name in names:
+            self.add(ModelVersions(name))
             self._prepare(name)
 
     # Served models
@@ -61,6 +62,11 @@ class Catalogue:
         return None if found is None else found.description(version)
 
     # Reading models
+
+    def add(self, model: ModelVersions) -> None:
+        """Add a model without a version; ``reload`` serves it."""
+        self.models[model.name] = model
+        self._newest[model.name], self._reloads[model.name] = 0, []
 
     def reload(self, model: str, request_id: int, share: float = 1.0) -> None:
         """Read a model again. The request ends when workers serve it, or it failed."""
@@ -124,7 +130,9 @@ class Catalogue:
         failures = []
         for name, answer in self._answers.items():
             model, reason = self.models[name], answer.reason
-            if not model.is_ready and (reason or (has_workers and model.done == model.came)):
+            if model.is_unloaded or model.is_ready:
+                continue
+            if reason or (has_workers and model.done == model.came):
                 failures.append(ModelLoadError(f"model {name}: {reason or model.reason}"))
                 if answer.is_bad_input:
                     failures[-1].exit_code = BadInputError.exit_code

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -227,7 +227,7 @@ class OpenRequests:
         self.waiting: dict[str, dict[str, ClientQueue]] = {}
         self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
-        self.costs = {name: Costs() for name in models}
+        self.costs: dict[str, Costs] = defaultdict(Costs)
         self._models = models
         self._ids = ids
         self._requests: dict[int, InferenceRequest] = {}
