@@ -5,7 +5,7 @@
 ``LoadedModel`` from any source. ``join``: take part in a run by a loop of
 your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what to
 train. ``fit_image``: resize an image to a recipe's net. ``Client``: send requests to an inference
-pool. ``export_model``: write a model as ONNX.
+pool. ``export_model``: write a model as ONNX. ``show``: the page of a run, in a notebook.
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "Client", "EarlyStopping", "LoadedModel", "LoadedRecipe", "LocalCluster", "ModelCheckpoint",
     "Recipe", "ReduceLROnPlateau", "Run", "__version__", "autodiff", "data", "export_model", "fit",
-    "fit_image", "join", "load", "load_recipe", "nn", "optim", "train",
+    "fit_image", "join", "load", "load_recipe", "nn", "optim", "show", "train",
 ]
 # fmt: on
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dist_net.training.run.custom_loop import join
     from dist_net.training.run.fit import fit
     from dist_net.training.run.local_cluster import LocalCluster
+    from dist_net.training.run.run_picture import show
 else:
     from importlib import import_module
 
@@ -46,6 +47,7 @@ else:
         "dist_net.training.run.local_cluster": "LocalCluster",
         "dist_net.training.run.custom_loop": "join",
         "dist_net.training.run.fit": "fit",
+        "dist_net.training.run.run_picture": "show",
     }
     MODULE_OF = {name: module for module, names in NAMES.items() for name in names.split()}
     """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""

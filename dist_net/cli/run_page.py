@@ -1,10 +1,7 @@
 """The page of a run: its routes, and the same page as one file without a server."""
 
 import asyncio
-import json
-import re
 import time
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +11,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from dist_net.cli.run_http import RunHttpServer
-from dist_net.serving.http.page_files import PAGE, page_routes
+from dist_net.serving.http.page_files import page_routes
 from dist_net.serving.http.replies import HttpReply, Json, error_reply
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.training.run.timeline_files import FollowedDirectory
@@ -25,12 +22,6 @@ STREAM_S = 60.0
 
 STREAMS = 32
 """Beyond this number at a time, a stream ends after its first message: the page polls."""
-
-MODULES = ("elements", "words", "plots", "timeline", "pictures", "followed", "run")
-"""The scripts of the page, each after its imports."""
-
-IMPORTS = re.compile(r'^import .*?from "[^"]*";\n', re.MULTILINE | re.DOTALL)
-
 
 REPORT_HEADERS = {
     "cache-control": "no-store",
@@ -112,18 +103,3 @@ def serving_page(page: RunPage, settings: HttpSettings) -> Iterator[str]:
     with RunHttpServer(page.routes, settings, open_paths) as server:
         page.is_stopping = lambda: server.is_stopping
         yield f"{server.url}/"
-
-
-def exported_page(feed: FollowedDirectory) -> str:
-    """Return the page of a run as one file, with its styles, scripts and data."""
-    html = (PAGE / "run.html").read_text(encoding="utf-8")
-    icon = b64encode((PAGE / "icon.svg").read_bytes()).decode()
-    scripts = (IMPORTS.sub("", (PAGE / f"{each}.js").read_text("utf-8")) for each in MODULES)
-    script = re.sub(r"^export ", "", "".join(scripts), flags=re.MULTILINE)
-    styles = "".join((PAGE / each).read_text("utf-8") for each in ("page.css", "run.css"))
-    data = json.dumps(feed.since("")[1])  # a JSON text as a string: no "<" ends the element
-    html = html.replace('"icon.svg"', f'"data:image/svg+xml;base64,{icon}"')
-    html = re.sub(r'  <link rel="(stylesheet|modulepreload)" href=".*">\n', "", html)
-    script = f"globalThis.exportedRun = {data.replace('<', chr(92) + 'u003c')};\n{script}"
-    head = f'<style>{styles}</style>\n  <script type="module">{script}</script>'
-    return html.replace('<script type="module" src="run.js"></script>', head)

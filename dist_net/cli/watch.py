@@ -20,6 +20,7 @@ from dist_net.nets.sources.named_source import is_live
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.metrics_files import MetricsFiles
+from dist_net.training.run.run_picture import RunPicture
 from dist_net.training.run.timeline_files import (
     WRITE_EVERY_S,
     FollowedDirectory,
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with importing("web", "watch"):
-        from dist_net.cli.run_page import RunPage, exported_page, serving_page
+        from dist_net.cli.run_page import RunPage, serving_page
     settings = settings_of(arguments, "page")
     assert settings is not None  # --page has a default
 
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(RunPage(lambda _: feed))
     try:
         with replacing(arguments.export) as file:
-            file.write_text(exported_page(feed), encoding="utf-8")
+            file.write_text(RunPicture(feed.since("")[1]).html, encoding="utf-8")
     except OSError as error:
         text = f"{arguments.export}: {error.strerror}; expected a directory with free space"
         raise FileWriteError(text) from error

@@ -13,6 +13,7 @@ from dist_net.ground.vector import Vector
 from dist_net.nn import Model
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.plots import plot_history
+from dist_net.training.run.run_picture import picture_of_epochs
 from dist_net.training.worker.local_steps import LocalSteps
 
 RISING = "accuracy", "auc", "f1", "precision", "recall"
@@ -25,7 +26,8 @@ class EpochResult:
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
     evaluation of the last weights on the validation samples. ``model`` has these weights; None if
     other processes train it, as are its ``steps``, of this epoch and those that follow.
-    ``measured`` has the metrics of the last weights, by the names of ``metrics``.
+    ``measured`` has the metrics of the last weights, by the names of ``metrics``. ``seconds``: from
+    the first step of ``fit`` to the end of the epoch; 0 if other processes train it.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class EpochResult:
     model: Model | None = field(default=None, repr=False)
     steps: LocalSteps | None = field(default=None, repr=False)
     measured: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -81,6 +84,10 @@ class History(list[EpochResult]):
         """The metrics of each epoch by name; nan where an epoch has none."""
         names = dict.fromkeys(name for result in self for name in result.metrics)
         return {name: [each.metrics.get(name, math.nan) for each in self] for name in names}
+
+    def _repr_html_(self) -> str:
+        figures = [{"seconds": each.seconds, **each.metrics} for each in self]
+        return picture_of_epochs(figures)._repr_html_()
 
     def plot(self) -> Any:
         """Return matplotlib's ``Figure`` of the metrics over epochs; raise MissingExtraError."""

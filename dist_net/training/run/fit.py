@@ -1,6 +1,7 @@
 """Training in one process: the same step and the same update rules, without a cluster."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -232,7 +233,7 @@ class FitReport:
 
         Return the history. An exception also leaves the model with the newest weights.
         """
-        history = History()
+        history, began_s = History(), time.monotonic()
         bar = bar_on(self.console, TextColumn("training"), BarColumn(), TimeRemainingColumn())
         task = bar.add_task("", total=last)
         try:
@@ -243,6 +244,7 @@ class FitReport:
                     validation = self.evaluate(weights) if self.evaluate else None
                     result = replace(result, validation=validation, model=self.model)
                     result = replace(result, measured=self._measured(weights))
+                    result = replace(result, seconds=time.monotonic() - began_s)
                     history.append(result)
                     self.console.print(f"epoch {result.epoch}/{last}: {result}")
                     if is_ended_by(self.callbacks, result):

@@ -132,7 +132,8 @@ class RunTimeline:
             if len(self._moments) > self._thinned_at:
                 self._thin()
             return
-        self._records[line["kind"], line["samples"]] = line
+        record = {name: _rounded(value) for name, value in line.items()}
+        self._records[line["kind"], line["samples"]] = record
         if len(self._records) > 4 * RECORDS_KEPT:  # the newest of each part of the run, and kind
             width = max(samples for _, samples in self._records) / RECORDS_KEPT
             kept = {(kind, samples // width): (kind, samples) for kind, samples in self._records}

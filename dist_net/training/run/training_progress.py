@@ -34,7 +34,7 @@ WARNINGS = {
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
 Publish = Callable[[dict[str, Any]], None]
-VARYING = re.compile(r"with \S+ on \S+|\d+")
+VARYING = re.compile(r"with \S+ on (an unknown host|\S+)|\d[\d.,]*(e[-+]\d+)?")
 """What may change in a warning from one report to the next: the slowest worker, and numbers."""
 
 QUIET_S, QUIET_SHARE = 15.0, 0.05

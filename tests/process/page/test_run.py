@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import dist_net
+from dist_net.nn import Dense, Model, Sequential, cross_entropy_of_logits
 
 Start = Callable[..., Any]
 LOST = "worker-1 on .* was lost: "
@@ -122,6 +126,25 @@ def test_the_page_of_a_folder_of_images_leads_to_its_report(
     (tmp_path / "report.html").write_text("<h1>Cats</h1><script>document.body.remove()</script>")
     link.click()
     page.get_by_role("heading", name="Cats").wait_for()
+
+
+def test_a_notebook_shows_the_page_of_a_run_and_of_a_fit(
+    start: Start, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    run = tmp_path / "run"
+    start("train", "digits", "--epochs", "2", "--run-dir", str(run)).ends()
+    inputs = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
+    targets = (inputs[:, 0] > 0).astype(np.int64)
+    model = Model(Sequential(Dense(2)), inputs.shape[1:], cross_entropy_of_logits, np.float32)
+    fitted = (inputs, targets)
+    history = dist_net.fit(model, *fitted, epochs=3, validation=fitted, verbose=0)
+    for shown, epochs in (dist_net.show(run), 2), (history, 3):
+        (tmp_path / "cell.html").write_text(shown._repr_html_())
+        page = opened((tmp_path / "cell.html").as_uri()).frame_locator("iframe")
+        page.get_by_text(f"The run is done. Epoch {epochs}.0 of {epochs}, ").wait_for()
+        page.locator("#loss path.test[d^=M]").wait_for(state="attached")
+    page.locator("#cluster").wait_for(state="hidden")  # of fit, which has none
+    assert "right on the test samples" in page.locator("#sentence").inner_text()
 
 
 def test_viewers_that_read_nothing_neither_end_a_run_nor_lock_out_another(

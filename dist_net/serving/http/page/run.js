@@ -38,6 +38,7 @@ function draw() {
   const picture = timeline.until(chosen ?? timeline.ends);
   drawNow(picture);
   drawCurves(picture);
+  byId("cluster").hidden = byId("time").hidden = Boolean(picture.facts.is_old);
   drawCluster(picture);
   const length = Number(byId("window").value);
   drawTime(picture, timeline, [Math.max(timeline.begins, length ? picture.at - length : 0), picture.at]);
@@ -230,7 +231,7 @@ async function follow() {
 }
 
 if (globalThis.exportedRun) {
-  timeline.take(JSON.parse(globalThis.exportedRun));
+  timeline.take(globalThis.exportedRun);
   showRun();
   draw();
 } else {

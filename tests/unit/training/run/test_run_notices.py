@@ -72,9 +72,12 @@ def test_a_rise_of_the_loss_is_warned_of_once_and_kept_as_it_was_last(kind: str)
 def test_a_slow_exchange_is_said_once_whichever_worker_is_slowest() -> None:
     slow = [
         f"an exchange with {worker} on {host} takes {seconds} s"
-        for worker, host, seconds in (("worker-1", "gold", 0.1), ("worker-0", "silver", 0.25))
+        for worker, host, seconds in (
+            *(("worker-1", "gold", 0.1), ("worker-0", "silver", 2)),
+            *(("worker-2", "an unknown host", 1e-05), ("worker-0", "silver", 0.25)),
+        )
     ]
     said, last = said_of(*({"worker_warning": each} for each in slow))
-    assert (said, last) == (slow[:1], slow[1:])
+    assert (said, last) == (slow[:1], slow[-1:])
     said, _ = said_of({"worker_warning": slow[0]}, {"worker_warning": "1 worker computes nothing"})
     assert len(said) == 2
