@@ -85,6 +85,15 @@ def test_a_command_within_a_sentence_is_one_that_there_is(page: Path) -> None:
 
 
 @pytest.mark.main_path
+def test_the_pages_of_runs_are_small_and_name_no_path_of_a_host() -> None:
+    pages = [*(ROOT / "docs" / "learn" / "run_pages").glob("*.html")]
+    assert len(pages) == 3
+    for page in pages:
+        assert page.stat().st_size <= 150_000
+        assert not re.search(r"/(home|root|tmp)/", page.read_text())
+
+
+@pytest.mark.main_path
 def test_the_engines_modules_number_themselves_as_its_page_does() -> None:
     text = (ROOT / "docs" / "engine.md").read_text()
     modules = re.findall(r"^\d\. `(dist_net/autodiff/.*?\.py)`", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a trained classifier gets wrong, and its first weights, for the page: outcome.jsonl."""
+"""Write the confusion matrix, the mistakes and the first weights of a classifier for the page."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from dist_net.nn.losses import cross_entropy_of_probabilities, of_label
 from dist_net.training.run.evaluation import Evaluation, most_confident_mistakes
 from dist_net.training.run.plots import MAX_CLASSES_NAMED
 
-MISTAKES_SHOWN = 24
+MISTAKES_SHOWN = 18
 MISTAKES_JUDGED = 4096
 SIDE = 64
 FILTERS_SHOWN, FILTERS_PER_ROW = 32, 8
@@ -32,7 +32,7 @@ SMALLEST_FILTER = 3
 def write_outcome(
     directory: RunDirectory, samples: int, model: Model, dataset: Dataset, evaluation: Evaluation
 ) -> None:
-    """Write what was evaluated after ``samples``, as one JSON line of at most about 0.5 MB.
+    """Write the outcome of the evaluation after ``samples`` as a JSON line of at most about 0.5 MB.
 
     Raise RunDirectoryError and CheckpointError.
     """
@@ -84,7 +84,7 @@ def _pixels(images: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _filters(model: Model, weights: Vector) -> str:
-    """Return the first weights as pictures side by side, grey where they are 0; "" if none are."""
+    """Return the weights of the first layer as a picture, grey where they are 0, or ""."""
     first = next(iter(model.layout.views(weights).values()), np.empty(0, np.float32))
     shape = model.input_shape if first.ndim == 2 else first.shape[:-1]  # of a dense layer, or not
     if not is_image_shape(shape) or math.prod(shape) * first.shape[-1] != first.size:

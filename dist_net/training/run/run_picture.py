@@ -20,7 +20,7 @@ IMPORTS = re.compile(r'^import .*?from "[^"]*";\n', re.MULTILINE | re.DOTALL)
 class RunPicture:
     """The page of a run: ``html`` is one file, which a notebook shows as the result of a cell.
 
-    ``message``: what a viewer of ``FollowedDirectory`` receives first, a JSON object.
+    ``message``: the first message of ``FollowedDirectory`` to a viewer, a JSON object.
     """
 
     def __init__(self, message: str) -> None:
@@ -60,6 +60,7 @@ def _page(message: str) -> str:
     styles = "".join((PAGE / each).read_text("utf-8") for each in ("page.css", "run.css"))
     html = html.replace('"icon.svg"', f'"data:image/svg+xml;base64,{icon}"')
     html = re.sub(r'  <link rel="(stylesheet|modulepreload)" href=".*">\n', "", html)
+    script, styles, html = (re.sub(r"\n\s+", "\n", each) for each in (script, styles, html))
     data = message.replace("<", "\\u003c")  # no text of the run ends the element
     script = f"globalThis.exportedRun = {data};\n{script}"
     head = f'<style>{styles}</style>\n  <script type="module">{script}</script>'

@@ -17,7 +17,9 @@ import pytest
 
 import dist_net
 from dist_net.nn import Dense, Model, Sequential, cross_entropy_of_logits
+from process import test_hosts
 
+hosts = test_hosts.hosts
 Start = Callable[..., Any]
 LOST = "worker-1 on .* was lost: "
 
@@ -69,6 +71,8 @@ def test_a_killed_worker_is_seen_in_words_and_in_the_picture_live_and_afterwards
     page.get_by_text(re.compile(LOST)).wait_for()
     page.wait_for_function("document.querySelector('.fault[d^=M]')")
     page.get_by_text("it ended with code -9").wait_for()
+    page.get_by_text(re.compile("worker-1 on .* is back")).wait_for()
+    page.locator(".chip[data-state=lost]").wait_for(state="detached")
     page.locator("#state").get_by_text("Training").wait_for()
     train.result()
     page.locator("#sentence").get_by_text("The run is done.").wait_for()
@@ -252,6 +256,30 @@ def test_a_lost_host_of_the_server_is_seen_on_the_pages_of_its_standby_and_of_a_
         each.locator("[data-role=server] h3", has_text="second").wait_for()
     standby.process.send_signal(signal.SIGINT)
     standby.ends()
+
+
+def test_a_pulled_cable_is_seen_and_the_host_is_seen_to_return(
+    start: Start, hosts: Any, counting: str, tmp_path: Path, opened: Callable[[str], Any]
+) -> None:
+    run = str(tmp_path / "run")
+    train = start(
+        *("train", counting, "--workers", "1", "--run-dir", run, "--epochs", "100000"),
+        *("--listen", "tcp://0.0.0.0:0", "--contact", test_hosts.SERVER),
+        prefix=[*hosts.on("server"), *on("desk")],
+    )
+    token = train.says(r"(?s)of another host.*?echo (\S+) \|")[1]
+    joined = "join", token, "--workers", "1", "--trust-recipe"
+    start(*joined, prefix=[*hosts.on("worker-0"), *on("laptop")])
+    page = opened(start("watch", run).says(r"page: (http://\S+)")[1])
+    laptop = page.locator(".host", has_text="laptop").locator(".chip.worker")
+    laptop.get_by_text("computing").wait_for()
+    hosts.cut_off("worker-0")
+    page.get_by_text(re.compile("on laptop was lost: silent for")).wait_for()
+    page.wait_for_function("document.querySelector('.fault[d^=M]')")
+    page.locator(".chip[data-state=lost]").wait_for()
+    hosts.connect("worker-0")
+    page.get_by_text("on laptop is back").wait_for()
+    laptop.get_by_text("computing").wait_for()
 
 
 def test_many_workers_are_rows_in_order_and_the_loss_of_a_host_is_one_sentence(

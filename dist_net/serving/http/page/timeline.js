@@ -6,9 +6,11 @@ export class Timeline {
   moments = [];  // each with the facts of the moments before it
   records = [];
   events = [];
+  #lostAt = new Map();
 
   take({ about, lines }) {
     if (about) Object.assign(this, { about, moments: [], records: [], events: [] });
+    if (about) this.#lostAt.clear();
     for (const line of lines) {
       if ("at" in line) this.#addMoment(line);
       else this.records.push(line);
@@ -21,7 +23,19 @@ export class Timeline {
     const before = this.moments.at(-1) ?? {};
     const moment = { ...before, leases: {}, ...line };
     this.moments.push(moment);
-    for (const event of line.events ?? []) this.events.push(event);
+    for (const event of line.events ?? []) {
+      this.events.push(event);
+      if (event.what === "lost") this.#lostAt.set(event.who, event.at);
+      else this.#lostAt.delete(event.who);
+    }
+    for (const [who, pieces] of Object.entries(line.leases ?? {})) {
+      // A process of this name was lost, and another took its place before the server knew.
+      const ended = line.at + Math.max(...pieces.map(([, end]) => end));
+      if (ended > (this.#lostAt.get(who) ?? Infinity)) {
+        this.#lostAt.delete(who);
+        this.events.push({ at: ended, what: "back", who, text: "" });
+      }
+    }
     if (before.term_number && moment.term_number > before.term_number) {
       const where = moment.host === before.host
         ? `The server started again on ${moment.host}`
