@@ -34,7 +34,10 @@ FACTS = (
     *("waiting_share", "staleness_mean", "consistency", "checkpoint_version"),
     *("bytes_received_per_sample", "bytes_sent_per_sample", "worker_count"),
 )
-WORKER_FACTS = ("processes", "samples_per_s", "heard_s_ago", "round_trip_s", "lease_s", "is_slow")
+WORKER_FACTS = (
+    *("processes", "samples_per_s", "heard_s_ago", "round_trip_s", "lease_s", "is_slow"),
+    "exchanged_bytes",
+)
 STANDBY_FACTS = ("host", "has_copy", "arrived_share", "versions_behind", "seconds_behind")
 
 _PARTS = {"workers": dict, "slow": dict, "standbys": list, "leases": dict, "events": list}

@@ -73,6 +73,7 @@ class Member:
     row, the first at version ``refused_from``. It is overdue after ``patience_s`` of silence.
     ``starts`` counts the processes of its name. ``lease_times`` are of its local steps, which
     ``parts`` processes take at the same time, on minibatches of ``batch_size``.
+    ``exchanged_bytes``: of states, in both directions, unless they are in shared memory.
     """
 
     worker_id: int
@@ -98,6 +99,7 @@ class Member:
     staleness_sum: int = 0
     lease_times: LeaseTimes = field(default_factory=LeaseTimes)
     batch_size: int = 0
+    exchanged_bytes: int = 0
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     promise: Promise = field(default_factory=Promise)
 
@@ -144,6 +146,7 @@ class Member:
             "samples_per_s": self.speed.samples_per_s(now),
             "staleness_mean": self.staleness_sum / self.pushes if self.pushes else 0.0,
             "round_trip_s": self.lease_times.exchange_s,
+            "exchanged_bytes": self.exchanged_bytes,
             "heard_s_ago": now - self.heard_s,
             "progress_s_ago": now - self.progress_s,
             "lease_s": now - self.began_s if self.began_s and self.speed.is_measuring else None,

@@ -281,6 +281,7 @@ class ParameterServer:
             return self._dismiss(member, f"{found}: expected {expected} elements", now)
         if not member.shared:
             run.metrics.bytes_received += push.state.nbytes
+            member.exchanged_bytes += push.state.nbytes
         if run.ledger.lease_of(member.worker_id, push.lease_id) is None:
             run.metrics.duplicates_dropped += 1  # usually, a rival's push was first
             return self._answer(member, now)
@@ -341,6 +342,7 @@ class ParameterServer:
             state = run.store.state if member.shared else run.store.packed_state()
             if not member.shared:
                 run.metrics.bytes_sent += state.nbytes
+                member.exchanged_bytes += state.nbytes
             numbers = member.worker_id, member.received_id, lease.lease_id
             message = Work(*numbers, lease.steps, state)
         if message is None:

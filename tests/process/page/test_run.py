@@ -273,6 +273,8 @@ def test_a_pulled_cable_is_seen_and_the_host_is_seen_to_return(
     page = opened(start("watch", run).says(r"page: (http://\S+)")[1])
     laptop = page.locator(".host", has_text="laptop").locator(".chip.worker")
     laptop.get_by_text("computing").wait_for()
+    link = page.locator(".host", has_text="laptop").locator(".link")
+    link.get_by_text(re.compile(r"by network to desk: [1-9].* since it joined")).wait_for()
     hosts.cut_off("worker-0")
     page.get_by_text(re.compile("on laptop was lost: silent for")).wait_for()
     page.wait_for_function("document.querySelector('.fault[d^=M]')")

@@ -31,6 +31,7 @@ WORKER = {
     "round_trip_s": 0.001,
     "lease_s": None,
     "is_slow": False,
+    "exchanged_bytes": 0,
     "slow_because": [],
 }
 

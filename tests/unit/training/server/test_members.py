@@ -128,6 +128,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
         "samples_per_s": 0.0,
         "staleness_mean": 2.0,
         "round_trip_s": 0.002,
+        "exchanged_bytes": 0,
         "heard_s_ago": 3.0,
         "lease_s": None,
         "progress_s_ago": 3.0,
