@@ -13,7 +13,7 @@ LIMIT = 100_000.0
 """At most one false alarm in as many observations, on average."""
 MAX_SUM = 100 * LIMIT
 """An alarm ends soon after the observations are as before."""
-SHARES = np.array([0.1, 0.25, 0.5, 0.75])
+SHARES = np.array([0.1, 0.25, 0.5, 0.95])
 """Shares of the wealth that is bet on each observation."""
 
 
