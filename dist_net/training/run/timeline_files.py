@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 0.5
 MAX_FILE_BYTES = 2**22
-"""A longer file is replaced by the ``RunTimeline`` of its lines."""
+"""A longer file is replaced by the ``RunTimeline`` of its lines, next at twice the size of that."""
 
 MAX_READ_BYTES = 2**24
 LINES_KEPT = 500
@@ -37,10 +37,7 @@ class TimelineFile:
         self._directory = directory
         self._now = now
         self._of_reports = MomentsOfReports()
-        self._timeline = RunTimeline()
-        with suppress(OSError):
-            for line in read_lines(directory.timeline, 0)[2]:
-                self._timeline.take(line)
+        self._max_bytes = MAX_FILE_BYTES
         self._unwritten: list[Moment] = []
         self._written: Moment = {}
         self._next_s = 0.0
@@ -62,7 +59,6 @@ class TimelineFile:
         is_new = {name: each != self._written.get(name) for name, each in joined.items()}
         changed = {name: joined[name] for name in joined if name == "at" or is_new[name]}
         self._written |= changed
-        self._timeline.take(changed)
         try:
             self._append(json.dumps(changed) + "\n")
         except (OSError, RunDirectoryError) as error:
@@ -73,9 +69,13 @@ class TimelineFile:
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
             size = file.tell()
-        if size > MAX_FILE_BYTES:
-            lines = map(json.dumps, self._timeline.lines)
-            self._directory.write(path, "\n".join((*lines, "")))
+        if size > self._max_bytes:
+            timeline = RunTimeline()
+            for each in read_lines(path, 0)[2]:
+                timeline.take(each)
+            text = "".join(f"{json.dumps(each)}\n" for each in timeline.lines)
+            self._directory.write(path, text)
+            self._max_bytes = max(MAX_FILE_BYTES, min(2 * len(text), MAX_READ_BYTES // 2))
 
 
 def read_lines(path: Path, offset: int) -> tuple[int, int, list[dict[str, Any]]]:

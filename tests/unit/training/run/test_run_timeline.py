@@ -1,6 +1,7 @@
 """A run's timeline: each event once, everything of the last minutes, bounded for days."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dist_net.training.run.run_timeline import (
 )
 from dist_net.training.run.timeline_files import (
     MAX_FILE_BYTES,
+    MAX_READ_BYTES,
     FollowedDirectory,
     TimelineFile,
 )
@@ -127,7 +129,23 @@ def test_a_long_file_is_replaced_and_a_viewer_begins_again(tmp_path: Path) -> No
     feed.poll()
     texts = [each["events"][0]["text"] for each in json.loads(feed.since(seen)[1])["lines"]]
     assert texts == ["first", "second"]
-    assert TimelineFile(directory, lambda: now)._timeline.lines == file._timeline.lines
+
+
+def test_a_file_of_many_workers_is_not_replaced_again_and_again(tmp_path: Path) -> None:
+    directory, now = RunDirectory(tmp_path), 1000.0
+    file, identities = TimelineFile(directory, lambda: now), list[int]()
+    for second in range(600):
+        now += 0.5
+        workers = [
+            WORKER | {"name": f"worker-{number}", "samples_per_s": second + number / 7}
+            for number in range(200)
+        ]
+        pieces = [[200 * second + i, "a", f"worker-{i}", 0.5, 0.3, 0.15, 0.05] for i in range(200)]
+        file.reported(report(workers=workers, recent_leases=pieces))
+        identities.append(directory.timeline.stat().st_ino)
+    replaced = sum(one != other for one, other in pairwise(identities))
+    assert 1 <= replaced <= 3
+    assert directory.timeline.stat().st_size < MAX_READ_BYTES // 2 + 2**16
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path: Path) -> None:
