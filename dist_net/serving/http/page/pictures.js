@@ -110,10 +110,11 @@ export function drawCluster(picture) {
 
 function linkOf(host, serverHost, facts) {
   if (host === serverHost) return "exchanges states in this host's memory";
-  const exchanged = Object.entries(facts.workers ?? {})
-    .filter(([who]) => hostAndName(who)[0] === host).map(([, known]) => known[6]);
-  if (exchanged.some((each) => each !== undefined)) {
-    return `by network to ${serverHost}: ${bytes(exchanged.reduce((sum, each) => sum + each, 0))} since it joined`;
+  const workers = Object.entries(facts.workers ?? {});
+  if (workers.some(([, known]) => known[6] !== undefined)) {
+    const exchanged = workers.filter(([who]) => hostAndName(who)[0] === host)
+      .reduce((sum, [, known]) => sum + known[6], 0);
+    return `by network to ${serverHost}${exchanged ? `: ${bytes(exchanged)} since it joined` : ""}`;
   }
   const perSample = (facts.bytes_received_per_sample ?? 0) + (facts.bytes_sent_per_sample ?? 0);
   const rate = bytes(Math.round(perSample * (facts.samples_per_s ?? 0)));

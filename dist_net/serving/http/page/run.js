@@ -81,7 +81,9 @@ function drawNow({ facts, records, perEpoch }) {
 /** Whether the loss on the test samples still falls. */
 function learning(tests, perEpoch, { state }) {
   const known = tests.filter((record) => Number.isFinite(record.loss));
+  byId("learning").className = "";
   if (known.length < 2 && timeline.about.is_elsewhere) return "Its own host evaluates it: these are the figures of training.";
+  if (known.length < 2 && OVER.includes(state)) return "";
   if (known.length < 2) return "It is too early to tell whether it learns: the first evaluations are missing.";
   const best = known.reduce((least, each) => each.loss < least.loss ? each : least);
   const since = known.length - 1 - known.indexOf(best);
