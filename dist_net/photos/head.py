@@ -7,8 +7,9 @@ product by blocks of its columns, which are the same on any number of cores.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from typing import Any, NamedTuple, Self
@@ -23,6 +24,7 @@ from dist_net.processes.equipment import available_cores
 
 FeatureRows = NDArray[np.float32]
 Matrix = NDArray[Any]
+Product = Callable[[Matrix, Matrix], Matrix]
 ClassIndices = NDArray[np.integer]
 HeadValues = NDArray[np.float32]
 """A number for each of M heads, (M,)."""
@@ -74,13 +76,14 @@ class Components(NamedTuple):
         scale = max(float(np.sqrt((centred * centred).mean())), 1e-9)
         centred /= scale
         is_wide = len(features) <= features.shape[1]
-        gram = _product(centred, centred.T) if is_wide else _product(centred.T, centred)
-        variances, basis = np.linalg.eigh(gram)
-        is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
-        variances, basis = variances[is_kept], basis[:, is_kept]
-        if is_wide:
-            basis = _product(centred.T, basis) / np.sqrt(variances)
-        rows = np.column_stack([_product(centred, basis), np.ones(len(features))])
+        with _products() as product:
+            gram = product(centred, centred.T) if is_wide else product(centred.T, centred)
+            variances, basis = np.linalg.eigh(gram)
+            is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
+            variances, basis = variances[is_kept], basis[:, is_kept]
+            if is_wide:
+                basis = product(centred.T, basis) / np.sqrt(variances)
+            rows = np.column_stack([product(centred, basis), np.ones(len(features))])
         return cls(rows.astype(np.float32), mean, scale, basis)
 
     def with_features(self, features: FeatureRows) -> Self:
@@ -155,12 +158,18 @@ class HeadProblem:
         Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
         is then within a share of ``CONVERGED``² of the minimum.
         """
+        with _products() as product:
+            return self._descend(penalty, weights, product)
+
+    def _descend(
+        self, penalty: float, weights: FeatureRows, product: Product
+    ) -> tuple[FeatureRows, int]:
         penalties = (penalty * self._is_penalized).astype(np.float32)
-        logits = _product(weights, self._rows.T)
+        logits = product(weights, self._rows.T)
         errors = self._errors(logits)
-        gradient = _product(errors, self._rows) + penalties * weights
+        gradient = product(errors, self._rows) + penalties * weights
         # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
-        of_losses = _product(np.abs(errors) - np.square(errors), np.square(self._rows))
+        of_losses = product(np.abs(errors) - np.square(errors), np.square(self._rows))
         inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
         descent = direction = -inverse * gradient
         step = np.ones(weights.shape[1], np.float32)
@@ -172,12 +181,12 @@ class HeadProblem:
             if not is_open.any():
                 break
             direction = direction * is_open[:, None]
-            change = _product(direction, self._rows.T)
+            change = product(direction, self._rows.T)
             slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
             bend = _dot(penalties * direction, direction)
             step, errors = self._line_search(step, logits, change, slopes, bend)
             weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
-            before, gradient = gradient, _product(errors, self._rows) + penalties * weights
+            before, gradient = gradient, product(errors, self._rows) + penalties * weights
             length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
             descent = -inverse * gradient
             kept = np.maximum(_dot(gradient - before, descent) / length, 0)
@@ -325,15 +334,20 @@ def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
     return products
 
 
-def _product(rows: Matrix, matrix: Matrix) -> Matrix:
-    """Return the product of (..., K) and a matrix (K, N) of the same dtype."""
-    flat = rows.reshape(-1, len(matrix))
-    product = np.empty((len(flat), matrix.shape[1]), rows.dtype)
+@contextmanager
+def _products() -> Iterator[Product]:
+    """Yield the product of (..., K) and a matrix (K, N) of the same dtype, by all cores."""
 
-    def compute(start: int) -> None:
-        few = slice(start, start + COLUMNS_AT_ONCE)
-        np.matmul(flat, matrix[:, few], out=product[:, few])
+    def product(rows: Matrix, matrix: Matrix) -> Matrix:
+        flat = rows.reshape(-1, len(matrix), copy=False)
+        result = np.empty((len(flat), matrix.shape[1]), rows.dtype)
+
+        def compute(start: int) -> None:
+            few = slice(start, start + COLUMNS_AT_ONCE)
+            np.matmul(flat, matrix[:, few], out=result[:, few])
+
+        deque(threads.map(compute, range(0, matrix.shape[1], COLUMNS_AT_ONCE)), 0)
+        return result.reshape(*rows.shape[:-1], -1, copy=False)
 
     with ThreadPoolExecutor(available_cores()) as threads:
-        deque(threads.map(compute, range(0, matrix.shape[1], COLUMNS_AT_ONCE)), 0)
-    return product.reshape(*rows.shape[:-1], -1)
+        yield product
