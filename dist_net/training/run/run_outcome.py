@@ -91,14 +91,15 @@ def _filters(model: Model, weights: Vector) -> str:
         return ""
     if not all(SMALLEST_FILTER <= side <= SIDE for side in shape[:2]):
         return ""
-    filters = first.reshape(*shape[:2], -1, first.shape[-1])[..., :FILTERS_SHOWN]
+    filters = first.reshape(*shape[:2], -1, first.shape[-1], copy=False)[..., :FILTERS_SHOWN]
     scaled = filters / np.abs(filters).max((0, 1, 2), initial=np.float32(1e-9))
     pixels = (127.5 * (1 + scaled)).astype(np.uint8)
     missing = -pixels.shape[-1] % FILTERS_PER_ROW
     pixels = np.pad(pixels, ((0, 1), (0, 1), (0, 0), (0, missing)), constant_values=255)
     height, width, channels = pixels.shape[:3]
-    rows = pixels.transpose(3, 0, 1, 2).reshape(-1, FILTERS_PER_ROW, height, width, channels)
-    grid = rows.transpose(0, 2, 1, 3, 4).reshape(-1, FILTERS_PER_ROW * width, channels)
+    parts = height, width, channels, -1, FILTERS_PER_ROW
+    rows = np.ascontiguousarray(pixels.reshape(parts, copy=False).transpose(3, 0, 4, 1, 2))
+    grid = rows.reshape(-1, FILTERS_PER_ROW * width, channels, copy=False)
     return _data_url(grid, max(grid.shape))
 
 
