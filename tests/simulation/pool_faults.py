@@ -135,16 +135,6 @@ class TroubledPool:
         self.cluster.schedule.note(name, "is to be read again")
         self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name))
 
-    def roll_out(self) -> None:
-        name, share = self._name(), float(self._random.uniform(0.05, 0.95))
-        self.cluster.schedule.note(name, f"is to be tried on {share:.2f} of the requests")
-        self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name, share))
-
-    def end_rollout(self) -> None:
-        name, outcome = self._name(), str(self._random.choice(("confirmed", "rolled back")))
-        self.cluster.schedule.note(name, f"its rollout is to be {outcome}")
-        self.cluster.in_gateway(lambda: self.cluster.gateway.end_rollout(name, outcome))
-
     def unload(self) -> None:
         name = self._name()
         self.cluster.schedule.note(name, "is to be unloaded")
@@ -210,8 +200,6 @@ TROUBLES: tuple[Trouble, ...] = (
     TroubledPool.ask_much_at_once,
     TroubledPool.ask_what_ends_workers,
     TroubledPool.reload,
-    TroubledPool.roll_out,
-    TroubledPool.end_rollout,
     TroubledPool.unload,
     TroubledPool.kill_worker,
     TroubledPool.stop_worker,
