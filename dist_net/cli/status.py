@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 def server_at(place: str, keys: Path | None, role: str, *words: str) -> Iterator[ServerAccess]:
     """Yield the access to the server at an address, or of a token, for a command with these words.
 
-    Without ``keys``, use those of a process of this user. Add the remedy to an error of no access.
+    Without ``keys``, use those of a process of this user. Add the remedy to a refusal.
     """
     given = keys or announced_keys(place)
     server = live_server(place, load_peer_keys(given, role) if given else None, role)

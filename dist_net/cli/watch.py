@@ -116,7 +116,7 @@ def recorded(run: Following, directory: RunDirectory) -> Iterator[None]:
 
 
 class SeveralRuns:
-    """The runs in a directory, newest first. It follows the runs whose pages are read."""
+    """The runs in a directory, newest first. The runs whose pages are open are followed."""
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent

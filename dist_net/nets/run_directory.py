@@ -50,10 +50,8 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         """A line for each twentieth of an epoch and each evaluation; with short epochs, for each
         1000th of the run's time at most. ``tensorboard/`` has the same, with --tensorboard."""
-        self.timeline = path / "timeline.jsonl"  # what happened, for the page: see ``RunTimeline``
-        self.outcome = (
-            path / "outcome.jsonl"
-        )  # of a classifier, for the page: see ``write_outcome``
+        self.timeline = path / "timeline.jsonl"  # events, for the page: see ``RunTimeline``
+        self.outcome = path / "outcome.jsonl"  # a classifier's, for the page: ``write_outcome``
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.folder = path / "folder.json"  # the options of a run on a folder of images
@@ -67,7 +65,7 @@ class RunDirectory:
         self.cluster = path / "cluster.json"  # workers and addresses, which ``--resume`` restores
         self.logs = path / "logs"
         self.owner = path / "owner"  # the server that started last; see ``RunOwnership``
-        self.standbys = path / "standbys.json"  # hosts that may go on with it; see ``Remembered``
+        self.standbys = path / "standbys.json"  # hosts that may continue it; see ``Remembered``
         self._lock = path / "lock"  # held by the processes that write here; names the holder
         self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()

@@ -129,7 +129,7 @@ def left_out_classes(
 ) -> list[LeftOutClass]:
     """Leave out each of the first ten classes of ``features``, (N, F); return [] for two.
 
-    For a share of these images, ``MAX_IMAGES`` suffice. Their order, that of digests, is random.
+    For a share, ``MAX_IMAGES`` images suffice: the first, which are random, as digests order them.
     """
     rows = np.arange(min(MAX_IMAGES, len(features)))
     of_views = rows + np.arange(0, len(heads.logits), len(features))[:, None]

@@ -193,7 +193,7 @@ def parse_named_source(text: str) -> NamedSource:
 def parse_pool_sources(
     texts: Sequence[str], weights: Path | None, labels: Path | None
 ) -> list[NamedSource]:
-    """Parse the models of one pool; ``weights`` and ``labels`` are those of its only model.
+    """Parse the models of one pool; ``weights`` and ``labels`` are for a pool of one model.
 
     Raise ModelSourceError for names that are not unique, and for files of several models.
     """

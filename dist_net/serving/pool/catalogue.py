@@ -139,7 +139,7 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str, share: float = 1.0) -> int:
-        """Request the next version; return its number. A training run has numbers of its own."""
+        """Request the next version; return its number. A training run numbers its versions."""
         number = self._newest[model] = self._newest[model] + 1
         self._requested[model] = number, share
         self._unsent[model] = ReadModel(model, number)

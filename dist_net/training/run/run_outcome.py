@@ -23,7 +23,9 @@ from dist_net.training.run.evaluation import Evaluation, most_confident_mistakes
 from dist_net.training.run.plots import MAX_CLASSES_NAMED
 
 MISTAKES_SHOWN = 18
-MISTAKES_JUDGED = 4096
+MISTAKES_JUDGED, JUDGED_BYTES = 4096, 2**26
+"""The first wrong answers, of which the most confident are shown, and the size of their images."""
+
 SIDE = 64
 FILTERS_SHOWN, FILTERS_PER_ROW = 32, 8
 SMALLEST_FILTER = 3
@@ -32,7 +34,7 @@ SMALLEST_FILTER = 3
 def write_outcome(
     directory: RunDirectory, samples: int, model: Model, dataset: Dataset, evaluation: Evaluation
 ) -> None:
-    """Write the outcome of the evaluation after ``samples`` as a JSON line of at most about 0.5 MB.
+    """Write the outcome of the evaluation after ``samples`` as a JSON line of at most about 0.9 MB.
 
     Raise RunDirectoryError and CheckpointError.
     """
@@ -56,7 +58,9 @@ def _mistakes(
     inputs, labels = samples_of(dataset.test_inputs), evaluation.labels
     if not is_image_shape(inputs.shape) or len(labels) != len(inputs):  # some have no label
         return []
-    wrong = np.flatnonzero(labels != evaluation.answers)[:MISTAKES_JUDGED]
+    image_bytes = math.prod(inputs.shape) * inputs.dtype.itemsize
+    judged = min(MISTAKES_JUDGED, JUDGED_BYTES // image_bytes)
+    wrong = np.flatnonzero(labels != evaluation.answers)[:judged]
     images = np.empty((len(wrong), *inputs.shape), inputs.dtype)
     with dataset.turn:
         inputs.read(wrong, images)

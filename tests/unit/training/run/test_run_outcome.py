@@ -26,6 +26,7 @@ from dist_net.nn import (
     cross_entropy_of_probabilities,
     softmax,
 )
+from dist_net.training.run import run_outcome
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.run_outcome import MISTAKES_SHOWN, write_outcome
 from dist_net.training.run.timeline_files import FollowedDirectory
@@ -104,6 +105,12 @@ def test_probabilities_of_a_net_with_a_softmax_are_not_those_of_logits(tmp_path:
     network = Sequential(Rescale(), Flatten(), Dense(len(NAMES), softmax))
     found = outcome(tmp_path, network, dataset((6, 5)), cross_entropy_of_probabilities)
     assert found["mistakes"] == of_logits["mistakes"]
+
+
+def test_few_large_images_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_outcome, "JUDGED_BYTES", 5 * 6 * 5)
+    found = outcome(tmp_path, dense(Rescale()), dataset((6, 5)))
+    assert 0 < len(found["mistakes"]) <= 5
 
 
 def test_the_outcome_is_bounded_and_a_viewer_receives_it(tmp_path: Path) -> None:
