@@ -6,7 +6,9 @@ Both servers are real, on loopback and on one event loop; the gateway behind the
 import asyncio
 import http.client
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -40,6 +42,7 @@ Answer = tuple[grpc.StatusCode, Any]
 class Doors(NamedTuple):
     """The two doors to one fake."""
 
+    fake: Any
     http: str
     channel: grpc.Channel
 
@@ -81,7 +84,9 @@ def opened_doors() -> Iterator[Doors]:
         http_server = HttpServer(app)
         grpc_server = GrpcServer(fake, settings, app.refusals, ledger)
         tasks = [asyncio.create_task(each.serve()) for each in (http_server, grpc_server)]
-        found.update(http=http_server.url.removeprefix("http://"), grpc=grpc_server.address)
+        found.update(
+            fake=fake, http=http_server.url.removeprefix("http://"), grpc=grpc_server.address
+        )
         found["stop"] = stop = asyncio.Event()
         started.set()
         await stop.wait()
@@ -94,7 +99,7 @@ def opened_doors() -> Iterator[Doors]:
     thread.start()
     assert started.wait(DEADLINE_S)
     with grpc.insecure_channel(found["grpc"]) as channel:
-        yield Doors(found["http"], channel)
+        yield Doors(found["fake"], found["http"], channel)
     loop.call_soon_threadsafe(found["stop"].set)
     thread.join()
     loop.close()
@@ -226,3 +231,27 @@ def test_drawn_requests_have_the_same_answers_and_errors() -> None:
 def test_models_are_described_alike() -> None:
     with opened_doors() as doors:
         given(st.just(doors), names, versions)(require_same_descriptions)()
+
+
+def test_a_call_that_is_refused_after_its_client_left_is_no_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "dist_net.serving.grpc")
+    with opened_doors() as doors:
+        begun, has_left = threading.Event(), threading.Event()
+        models = doors.fake.models
+
+        def models_later() -> Any:
+            begun.set()
+            assert has_left.wait(DEADLINE_S)
+            time.sleep(0.2)  # until gRPC's threads have read it; the event loop has not
+            return models()
+
+        doors.fake.models = models_later
+        message = MESSAGES["ModelReadyRequest"](name="digit").SerializeToString()
+        call = doors.channel.unary_unary(f"{CALL}ModelReady").future(message)
+        assert begun.wait(DEADLINE_S)
+        call.cancel()
+        has_left.set()
+        doors.over_grpc("ServerLive", MESSAGES["ServerLiveRequest"]())
+    assert "client_gone call=ModelReady" in caplog.messages

@@ -180,7 +180,10 @@ class GrpcServer:
             except DistNetError as error:
                 log.code, reason = code_of_error(error), str(error)[:_MAX_DETAILS]
                 self._refusals.note(log.code, f"gRPC {name}", reason, log.request_id)
-                await context.abort(_STATUS_OF_CODE[log.code], reason)
+                try:
+                    await context.abort(_STATUS_OF_CODE[log.code], reason)
+                except grpc.aio.InternalError:  # gRPC would log a traceback
+                    logger.debug("client_gone call=%s", name)
             except grpc.aio.BaseError:
                 logger.debug("client_gone call=%s", name)
             except asyncio.CancelledError:
