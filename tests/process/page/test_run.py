@@ -117,17 +117,24 @@ def test_the_end_of_a_classifier_shows_its_mistakes_also_in_an_exported_page(
 def test_the_page_of_a_folder_of_images_leads_to_its_report(
     start: Start, tmp_path: Path, opened: Callable[[str], Any]
 ) -> None:
-    (tmp_path / "folder.json").write_text("{}")  # of a head, which has no leases
-    watch = start("watch", str(tmp_path))
+    run = tmp_path / "runs" / "cats & dogs"
+    run.mkdir(parents=True)
+    (run / "folder.json").write_text("{}")  # of a head, which has no leases
+    tokens = tmp_path / "tokens"
+    tokens.write_text("client 0123456789abcdef\n")
+    watch = start("watch", str(run), "--page", "127.0.0.1:0", "--page-token-file", str(tokens))
     page = opened(watch.says(r"page: (http://\S+)")[1])
+    page.get_by_label("This page needs a token").fill("0123456789abcdef")
+    page.get_by_role("button", name="Use token").click()
     link = page.get_by_role("link", name="the report of this folder")
     link.wait_for()
-    with pytest.raises(urllib.error.HTTPError, match="404") as error:
-        urllib.request.urlopen(f"{page.url}report")
-    error.value.close()
-    (tmp_path / "report.html").write_text("<h1>Cats</h1><script>document.body.remove()</script>")
     link.click()
+    page.get_by_text("no report; expected a run on a folder").wait_for()
+    (run / "report.html").write_text("<h1>Cats</h1><script>document.body.remove()</script>")
+    page.reload()
     page.get_by_role("heading", name="Cats").wait_for()
+    page.get_by_role("link", name="Back").click()
+    link.wait_for()
 
 
 def test_a_notebook_shows_the_page_of_a_run_and_of_a_fit(

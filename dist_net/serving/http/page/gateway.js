@@ -82,9 +82,13 @@ export function setLabel(model, image, label, isNew) {
 export const queue = (model) => send(`v1/models/${encodeURIComponent(model)}/queue`, {});
 
 /** The report of a model, as the text of a page, and when it was written. Throws a Problem. */
-export const report = (model) =>
-  send(`v1/models/${encodeURIComponent(model)}/report`, {}, async (response) =>
-    [await response.text(), new Date(response.headers.get("Last-Modified"))]);
+export const reportOfModel = (model) => report(`v1/models/${encodeURIComponent(model)}/report`);
+
+/** The report of a run, likewise. */
+export const reportOfRun = (run) => report(`report?${new URLSearchParams({ run })}`);
+
+const report = (path) => send(path, {}, async (response) =>
+  [await response.text(), new Date(response.headers.get("Last-Modified"))]);
 
 /** The latest labels, the newest first. Throws a Problem. */
 export const labels = (model) => send(labelsPath(model, {}), {});

@@ -1,15 +1,19 @@
-// The report of a model that is taught, with its wrong and doubtful labels to be corrected.
+// The report of a run, or of a model that is taught: there its wrong and doubtful labels can be corrected.
 
 import { byId, element } from "./elements.js";
-import { classNames, labels, report, setLabel } from "./gateway.js";
+import { classNames, labels, reportOfModel, reportOfRun, setLabel } from "./gateway.js";
 import { count, label as readable } from "./words.js";
 
-const model = new URLSearchParams(location.search).get("model") ?? "";
+const asked = new URLSearchParams(location.search);
+const [model, run] = [asked.get("model"), asked.get("run")];
 
 async function show() {
-  const [[text, written], names, latest] = await Promise.all([
-    report(model), classNames(model).catch(() => []), labels(model).catch(() => []),
-  ]);
+  const [[text, written], names, latest] = await (model === null
+    ? Promise.all([reportOfRun(run ?? ""), [], []])
+    : Promise.all([
+      reportOfModel(model), classNames(model).catch(() => []), labels(model).catch(() => []),
+    ]));
+  if (run) byId("back").href = `./?${new URLSearchParams({ run })}`;
   // This page's policy permits no inline style: a sheet and properties of elements take its place.
   const [, style = ""] = text.match(/<style>([^]*?)<\/style>/) ?? [];
   const sheet = new CSSStyleSheet();
@@ -26,7 +30,7 @@ async function show() {
     each.style.setProperty("--share", each.dataset.share);
   }
   for (const answer of document.querySelectorAll("[data-image]")) {
-    if (answer.dataset.image) offerCorrection(answer, names);
+    if (model !== null && answer.dataset.image) offerCorrection(answer, names);
   }
 }
 

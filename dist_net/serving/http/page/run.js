@@ -206,7 +206,7 @@ function showRun() {
 /** Reads server-sent events again and again; EventSource could not send a token. */
 async function follow() {
   const run = new URLSearchParams(location.search).get("run") ?? "";
-  byId("report").querySelector("a").href = `report?${new URLSearchParams({ run })}`;
+  byId("report").querySelector("a").href = `report.html?${new URLSearchParams({ run })}`;
   let seen = "";
   for (;;) {
     try {
