@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -204,12 +205,17 @@ def _add_observers(
 
 
 def _taught(sources: Sequence[tuple[NamedSource, ModelSource]]) -> dict[str, RunDirectory]:
-    """Return the runs on folders of images; raise SettingError without one."""
+    """Return the runs on folders of images; raise SettingError without one that is writable."""
     if not (taught := _image_runs(sources)):
         raise SettingError(
             f"--teach with {', '.join(named.text for named, _ in sources)}: expected a run on a "
             f"folder of images, which learns from labels"
         )
+    for run in taught.values():
+        if not os.access(run.path, os.W_OK):
+            raise SettingError(
+                f"--teach: {run.path} is read-only; expected a writable run directory"
+            )
     return taught
 
 
