@@ -212,6 +212,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Expression], Expression], tuple[int, ...]]]
 }
 
 
+@pytest.mark.main_path
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_operation_answers_alike(name: str) -> None:
     function, shape = FUNCTIONS[name]

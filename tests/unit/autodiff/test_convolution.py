@@ -488,3 +488,4 @@ def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height
         lines.append(pixels // 28)
     assert (seen == 1).all()
     assert max(lines) - min(lines) <= 1
+    assert 2 * max(lines) > min(height, training.STRIP_BYTES // (28 * length * 4))

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dist_net.cli import run_metrics as run_metrics_module
 from dist_net.cli.run_metrics import PublishedReport, run_metrics
 from dist_net.serving.http.pool_metrics import LateCollector
 from dist_net.training.server.protocol import ParameterServer, SendToPeer
@@ -47,6 +49,18 @@ def samples_of(report: dict[str, Any]) -> dict[str, list[tuple[dict[str, str], f
 
 def test_before_the_first_report_there_is_nothing_and_no_error() -> None:
     assert [*PublishedReport()._collect()] == []
+
+
+def test_the_age_of_a_report_is_the_time_since_it_was_published(
+    report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(run_metrics_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    published = PublishedReport()
+    published.publish(report)
+    now_s = 103.0
+    [age] = next(published._collect()).samples
+    assert age.value == 3
 
 
 def test_counters_gauges_and_failures_are_there(report: dict[str, Any]) -> None:

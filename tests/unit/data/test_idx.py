@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from dist_net.data.named_datasets import read_idx
+from dist_net.data.named_datasets import FILES, read_idx
 from dist_net.errors import DatasetError
 from naming import naming
 
@@ -49,3 +49,8 @@ def test_a_file_that_is_cut_short_is_refused(written, content):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=naming(tmp_path / "nothing")):
         read_idx(tmp_path / "nothing")
+
+
+def test_fashion_mnist_has_the_bytes_of_its_images_and_labels():
+    expected = [size_bytes for n in (60_000, 10_000) for size_bytes in (16 + n * 28 * 28, 8 + n)]
+    assert [file.sizes_bytes for file in FILES] == [(size_bytes,) for size_bytes in expected]

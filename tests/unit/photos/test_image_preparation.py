@@ -12,10 +12,11 @@ from PIL import Image
 
 from dist_net import fit_image
 from dist_net.data.prepared_images import ImagePreprocessing
-from dist_net.errors import DatasetError, FetchError
+from dist_net.errors import DatasetError, FetchError, ProcessFailedError
 from dist_net.photos.image_preparation import (
     ImageChunk,
     ImageJob,
+    _Decoding,
     require_few_skipped,
     write_rows,
 )
@@ -159,3 +160,12 @@ def test_of_many_skipped_images_some_are_named() -> None:
     skipped = {f"cat/{index}.jpg": "damaged" for index in range(25)}
     with pytest.raises(DatasetError, match=naming("25 of 25", "cat/2.jpg: damaged", "more")):
         require_few_skipped("photos", skipped, 25)
+
+
+@pytest.mark.parametrize("exit_code", [None, 0, 3])
+def test_an_image_is_not_blamed_for_a_process_that_ends_without_a_signal(
+    exit_code: int | None, tmp_path: Path
+) -> None:
+    decoding = _Decoding(ImageJob(tmp_path, FOUR, None), 1, 1, tmp_path / "log", lambda *_: None)
+    with pytest.raises(ProcessFailedError, match=naming(exit_code, tmp_path / "log")):
+        decoding._reason(exit_code)

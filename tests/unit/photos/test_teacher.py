@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -102,16 +103,19 @@ def test_labels_that_leave_one_class_are_logged_and_the_model_stays(
     run: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Collection(run.collection) as collection:
-        for path in sorted(Path(_options(run).folder).rglob("*.jpg")):
-            collection.set_label(file_digest(path), "circle", "bob", CLASSES)
+        images = [*map(file_digest, sorted(Path(_options(run).folder).rglob("*.jpg")))]
+        for image in images:
+            collection.set_label(image, "circle", "bob", CLASSES)
         before, teacher = head_of(run), Teacher(run, collection)
         assert not teacher.learn()
         assert head_of(run) == before
         assert "not_trained" in caplog.text
-        collection.withdraw(teacher="bob")
+        for image, label in zip(images, cycle(CLASSES), strict=False):
+            collection.set_label(image, label, "bob", CLASSES)
         assert teacher.learn()
         teacher.report()
         assert '"circle"' in run.report.with_suffix(".json").read_text()
+        collection.withdraw(teacher="bob")
 
 
 def test_the_queue_grows_by_what_clients_send_and_ends_with_its_last_image(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.training.run.training_progress import WARNINGS, RunNotices
+from dist_net.training.run.training_progress import WARNINGS, RunNotices, Silence
 
 QUIET: dict[str, Any] = dict.fromkeys(WARNINGS) | {"term": 1, "events": []}
 
@@ -81,3 +81,14 @@ def test_a_slow_exchange_is_said_once_whichever_worker_is_slowest() -> None:
     assert (said, last) == (slow[:1], slow[-1:])
     said, _ = said_of({"worker_warning": slow[0]}, {"worker_warning": "1 worker computes nothing"})
     assert len(said) == 2
+
+
+def test_a_silence_and_its_end_are_said_once_each() -> None:
+    said: list[str] = []
+    silence = Silence(said.append, "it answers again")
+    silence.ends()
+    for _ in range(2):
+        silence.begins("it does not answer")
+    for _ in range(2):
+        silence.ends()
+    assert said == ["it does not answer", "it answers again"]
