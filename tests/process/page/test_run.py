@@ -105,6 +105,7 @@ def test_the_end_of_a_classifier_shows_its_mistakes_also_in_an_exported_page(
     assert page_file.stat().st_size < 150_000
     watch = start("watch", str(run))
     for page in opened(page_file.as_uri()), opened(watch.says(r"page: (http://\S+)")[1]):
+        page.locator("#confusion tbody td").first.wait_for()
         counts = page.locator("#confusion tbody td").all_inner_texts()
         right = sum(map(int, counts[:: len("0123456789") + 1]))
         assert right / sum(map(int, counts)) == pytest.approx(accuracy)
