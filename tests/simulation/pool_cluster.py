@@ -208,9 +208,19 @@ class PoolCluster:
         is_poison: bool = False,
         cancelled_after_s: float | None = None,
         client: str = "",
+        repeat_id: str = "",
     ) -> None:
         """Submit a request in the gateway's process, as the HTTP server does."""
-        call = model, timeout_s, rows, names_version, is_poison, cancelled_after_s, client
+        call = (
+            model,
+            timeout_s,
+            rows,
+            names_version,
+            is_poison,
+            cancelled_after_s,
+            client,
+            repeat_id,
+        )
         self.thread.after(0.0, self._ask, *call)
 
     def _ask(
@@ -222,9 +232,10 @@ class PoolCluster:
         is_poison: bool,
         cancelled_after_s: float | None,
         client: str,
+        repeat_id: str,
     ) -> None:
         request = self.request(model, timeout_s, rows, names_version)
-        request.client = client
+        request.client, request.repeat_id = client, repeat_id
         if is_poison:
             self.poison.add(number_in(request.payload))
         future = self.gateway.infer(request)

@@ -1,9 +1,11 @@
 """Inference pools with every fault, drawn from a seed."""
 
+import random
 from collections import Counter
 from collections.abc import Callable
 
 from dist_net.serving.pool.requests import PoolSettings
+from dist_net.serving.pool.versions import CONFIRMED
 from simulation.failures import SimulationFailedError, require
 from simulation.network import NO_FAULTS, NetworkFaults
 from simulation.pool_cluster import PoolCluster
@@ -14,6 +16,8 @@ REST_S = 8.0  # the pool must have recovered after this time without faults
 SETTINGS = PoolSettings(max_batch_size=4, queue_requests=80, max_batch_s=1.0, max_load_s=2.0)
 MAX_WORKERS, MAX_HOSTILE = 5, 3
 MAX_STOP_S = 3.0
+WITH_ROLLOUTS = 0.3  # of the seeds
+NAMES = 20  # of requests that are repeated
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
 ANSWERED_S = 0.1
 NETWORK = NetworkFaults(delayed=0.02, delay_s=0.05)
@@ -33,6 +37,8 @@ class TroubledPool:
         self.schedule = self.cluster.schedule
         self.happened: Counter[str] = Counter()
         self._random = self.cluster.random
+        # Of their own, so that pools without rollouts draw what they did before there were any.
+        self._rollout_random = random.Random(f"rollout {seed}")
 
     def run(self) -> None:
         """Run with all faults and check the end; raises SimulationFailedError."""
@@ -51,6 +57,9 @@ class TroubledPool:
         for kind in kinds:
             self._every(float(random.choice([0.2, 0.6, 2.0])), TROUBLES[kind])
         self._every(float(random.choice([0.01, 0.03, 0.1])), TroubledPool.ask)
+        if self._rollout_random.random() < WITH_ROLLOUTS:
+            for event, pause_s in ROLLOUT_EVENTS.items():
+                self._every(pause_s, event, lambda: self._rollout_random.expovariate(1.0))
         cluster.schedule.run(TROUBLE_S)
         self._heal()
         cluster.schedule.run(TROUBLE_S + MAX_STOP_S)
@@ -78,17 +87,19 @@ class TroubledPool:
     def _answered(self) -> int:
         return self.cluster.answers["OK"]
 
-    def _every(self, pause_s: float, event: "Trouble") -> None:
+    def _every(
+        self, pause_s: float, event: "Trouble", draw: Callable[[], float] | None = None
+    ) -> None:
         """Repeat a fault at random intervals with this mean."""
-        cluster = self.cluster
+        cluster, draw = self.cluster, draw or self._random.exponential
 
         def happens() -> None:
             if cluster.schedule.now_s < TROUBLE_S:
                 self.happened[event.__name__] += 1
                 event(self)
-                cluster.schedule.after(pause_s * self._random.exponential(), happens)
+                cluster.schedule.after(pause_s * draw(), happens)
 
-        cluster.schedule.after(pause_s * self._random.exponential(), happens)
+        cluster.schedule.after(pause_s * draw(), happens)
 
     def _heal(self) -> None:
         self.cluster.schedule.note("", "nothing goes wrong any more")
@@ -134,6 +145,22 @@ class TroubledPool:
     def _reload(self, name: str) -> None:
         self.cluster.schedule.note(name, "is to be read again")
         self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name))
+
+    def roll_out(self) -> None:
+        name = self._rollout_random.choice(self.cluster.names)
+        share = self._rollout_random.uniform(0.05, 0.95)
+        self.cluster.schedule.note(name, f"is to be tried on {share:.2f} of the requests")
+        self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name, share))
+
+    def end_rollout(self) -> None:
+        name = self._rollout_random.choice(self.cluster.names)
+        outcome = self._rollout_random.choice((CONFIRMED, "rolled back"))
+        self.cluster.schedule.note(name, f"its rollout is to be {outcome}")
+        self.cluster.in_gateway(lambda: self.cluster.gateway.end_rollout(name, outcome))
+
+    def repeat(self) -> None:
+        name = self._rollout_random.choice(self.cluster.names)
+        self.cluster.ask(name, 5.0, repeat_id=f"name {self._rollout_random.randrange(NAMES)}")
 
     def unload(self) -> None:
         name = self._name()
@@ -214,3 +241,9 @@ TROUBLES: tuple[Trouble, ...] = (
     TroubledPool.stop_gateway,
     TroubledPool.stop_gateway_in_a_turn,
 )
+ROLLOUT_EVENTS: dict[Trouble, float] = {
+    TroubledPool.roll_out: 0.6,
+    TroubledPool.end_rollout: 0.6,
+    TroubledPool.repeat: 0.03,
+}
+"""In some pools, at intervals of these seconds on average."""

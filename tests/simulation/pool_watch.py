@@ -71,6 +71,8 @@ class WatchedPool:
         self._had_alone: dict[int, set[bytes]] = defaultdict(set)
         self.ended: dict[Status, int] = defaultdict(int)
         self._rolled_out: dict[str, int] = defaultdict(int)
+        self._drawn: dict[tuple[str, int, str], bool] = {}
+        self._withdrawn: set[tuple[str, int]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
@@ -94,6 +96,7 @@ class WatchedPool:
             self._open[admitted] = _Admitted(replace(request), now + timeout_s, oldest)
             heappush(self._limits, (now + timeout_s + self._stood_still_s(), admitted))
             self._require_room()
+            self._require_same_draw(request)
         elif admitted.status is Status.UNAVAILABLE:
             self._require_cause(request, admitted)
         return admitted
@@ -162,8 +165,9 @@ class WatchedPool:
                     self._end(request_id, result, now)
                 case EvictWorker():
                     self._evicted(command, now)
-                case SendToNode(node, RunBatch(payloads=payloads)):
-                    self._sent(node, payloads)
+                case SendToNode(node, RunBatch() as batch):
+                    self._sent(node, batch.payloads)
+                    self._require_not_withdrawn(batch)
         self._require_bounds()
         return commands
 
@@ -171,6 +175,24 @@ class WatchedPool:
         worker = self._pool._workers.at_node(node)
         if len(payloads) == 1 and worker is not None and worker.child:
             self._had_alone[number_in(payloads[0])].add(node)
+
+    def _require_same_draw(self, request: InferenceRequest) -> None:
+        model = self._pool.catalogue.models[request.model]
+        trial = model.trial
+        if trial is None or not request.repeat_id or not model.may_name(trial.number):
+            return
+        key = request.model, trial.number, request.repeat_id
+        is_same = self._drawn.setdefault(key, request.is_drawn) == request.is_drawn
+        require(is_same, f"a repeat of {request.repeat_id} goes to another version")
+
+    def _require_not_withdrawn(self, batch: RunBatch) -> None:
+        """Check that only requests that named a version run with it after it was withdrawn."""
+        if (batch.model, batch.version) not in self._withdrawn:
+            return
+        requests = (each.request for each in self._open.values())
+        named = {number_in(one.payload) for one in requests if one.version and not one.is_drawn}
+        others = {number_in(payload) for payload in batch.payloads} - named
+        require(not others, f"{others} run with version {batch.version}, which was withdrawn")
 
     def _end(self, request_id: int, result: Result, now: float) -> None:
         if request_id in self._reloads:
@@ -203,6 +225,9 @@ class WatchedPool:
 
     def _require_right(self, admitted: _Admitted, result: Result) -> None:
         request, number = admitted.request, number_in(admitted.request.payload)
+        trial = self._pool.catalogue.models[request.model].trial
+        is_tried = trial is not None and result.version == trial.number and not request.version
+        require(not is_tried, f"request {number} is answered by a version that did not draw it")
         rows = list(ROW.iter_unpack(result.payload))
         right = [(result.version, number)] * request.rows
         require(rows == right, f"request {number} is answered by {rows}, not {right}")
@@ -243,7 +268,11 @@ class WatchedPool:
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():
+            last = model.rollout
+            if last is not None and last.outcome.startswith(("rolled back", "withdrawn")):
+                self._withdrawn.add((model.name, last.number))
             names = list(model.versions)
             require(len(names) <= MAX_VERSIONS, f"{model.name} has versions {names}")
-            may_be_named = bool(model.served().versions)
+            # A version on trial answers only the requests that it drew.
+            may_be_named = any(model.versions[n].share == 1 for n in model.served().versions)
             require(model.is_ready == may_be_named, f"{model.name} is ready, and has no version")

@@ -14,7 +14,7 @@ from dist_net.serving.pool.requests import PoolSettings, Status
 from selection import few
 from simulation.failures import SimulationFailedError
 from simulation.pool_cluster import DRIFT_S, PoolCluster
-from simulation.pool_faults import TROUBLES, TroubledPool
+from simulation.pool_faults import ROLLOUT_EVENTS, TROUBLES, TroubledPool
 from simulation.pool_watch import LATE_S, number_in
 
 SEEDS = 60
@@ -33,7 +33,7 @@ def test_each_request_is_answered_once_and_nothing_stays_behind_whatever_happens
         pool.run()
         happened += pool.happened
         answers += pool.cluster.answers
-    assert all(happened[trouble.__name__] > 1 for trouble in TROUBLES), happened
+    assert all(happened[each.__name__] > 1 for each in (*TROUBLES, *ROLLOUT_EVENTS)), happened
     usual = {"OK", "UNAVAILABLE", "NOT_FOUND", "EXPIRED", "cancelled"}
     assert usual <= set(answers) <= usual | {"FAILED"}
     assert answers["OK"] > 800

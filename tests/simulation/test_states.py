@@ -79,7 +79,8 @@ MACHINES: dict[type, tuple[str, dict[str, Callable[[Any, float], States]]]] = {
     ),
     Succession: ("hears visits follows is_due", {"Standby": of_succession}),
     Pool: (
-        "admit cancel reload unload receive prepared lost child_ended stood_still dispatch drain",
+        "admit cancel reload end_rollout unload receive prepared lost child_ended stood_still "
+        "dispatch drain",
         {
             "Pool": of_pool,
             "Pool's worker": lambda pool, now: {

@@ -310,6 +310,7 @@ class ModelVersions:
         if outcome == CONFIRMED:
             target.share = 1.0
             return target.description.version
+        target.state = VersionState.CLOSING
         self.done, self._target = max(self.done, target.place), self.newest
         return self.newest_number
 
@@ -338,7 +339,8 @@ class ModelVersions:
             self.done = max(self.done, target.place)
         others = [one for one in self.versions.values() if one is not target]
         deciding = workers.deciding(self.name)
-        held = [one for one in others if self._holders(one, deciding)]
+        spare = [one for one in others if one.share == 1]  # not one that was withdrawn on trial
+        held = [one for one in spare if self._holders(one, deciding)]
         if target.state is VersionState.SERVING:
             number = target.description.version
             if target.share < 1 and self.trial is None:
@@ -348,9 +350,9 @@ class ModelVersions:
                     worker.has(self.name, number) for worker in self._holders(one, deciding)
                 ):
                     one.state = VersionState.CLOSING
-        elif held or (target.is_given_up and others):
+        elif held or (target.is_given_up and spare):
             target.state = VersionState.CLOSING
-            self._target = (held or others)[-1]
+            self._target = (held or spare)[-1]
             self._target.state = VersionState.LOADING
         elif self._waiting is not None and target is not self.newest:  # there was no worker
             target.state, self._target = VersionState.CLOSING, None

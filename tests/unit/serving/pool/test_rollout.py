@@ -213,6 +213,28 @@ def test_an_input_that_ends_the_workers_of_a_new_version_is_answered_by_the_form
     assert 1 in {each.version for each in found.values()}
 
 
+def test_a_version_that_was_rolled_back_stays_so_where_no_worker_can_load_the_former_one() -> None:
+    desk, _ = on_trial()
+    for node in (ONE, TWO):
+        desk.crash(node)
+    desk.enlist(ONE)
+    desk.load(ONE, 2)
+    desk.pool.end_rollout("net", "rolled back")
+    desk.load(ONE, 1, reason="there is no memory for it")
+    desk.dispatch()
+    model = desk.pool.catalogue.models["net"]
+    assert model.trial is None
+    assert not model.served().versions
+    assert Drop("net", 2) in desk.sent(Drop, ONE)
+    desk.pool.reload("net")
+    desk.prepare(3, requested=3)
+    desk.load(ONE, 3)
+    desk.dispatch()
+    late = desk.ask()
+    answer_all(desk, 2, Status.OK)
+    assert desk.finished()[late].version == 3
+
+
 def test_a_version_of_other_inputs_gets_no_share() -> None:
     desk = Desk()
     reload = desk.pool.reload("net", SHARE)
