@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import BytesIO
@@ -26,7 +27,7 @@ from dist_net.wire.codec import encode
 from dist_net.wire.serving_messages import ModelPrepared
 from foreign_files import graph, sum_and_product, tensor, written
 from image_runs import write_run
-from reading_models import Readers, arrays, forking, reading
+from reading_models import DEADLINE_S, Readers, arrays, forking, reading
 
 
 class OddRun(FollowedRun):
@@ -219,6 +220,25 @@ def test_a_file_is_removed_once_no_version_uses_it(read: Read, good: str) -> Non
     assert arrays(readers.answer("m", 9)) == last
     assert not first.exists()
     assert last.exists()
+    last.unlink()
+    for version in (8, 9):
+        readers.removes("m", version)
+
+
+def test_a_model_is_read_again_if_its_file_was_removed_before_the_answer_came(
+    read: Read, good: str, tmp_path: Path
+) -> None:
+    readers = read(m=good)
+    readers.answer("m", 1)
+    while readers.readers._readings:
+        readers.poll()
+    readers.requests("m", 2)
+    readers.process_of("m")
+    until_s = time.monotonic() + DEADLINE_S
+    while not (answer_file(tmp_path / "prepared", "m").exists() or readers.reported):
+        assert time.monotonic() < until_s
+    readers.removes("m", 1)
+    assert arrays(readers.hears()).exists()
 
 
 LIMITED = """

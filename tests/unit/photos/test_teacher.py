@@ -17,7 +17,7 @@ from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_contents import read_run
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_options import ImageOptions
-from dist_net.photos.teaching.teacher import Teacher
+from dist_net.photos.teaching.teacher import Stage, Teacher
 from drawn_images import draw_shapes
 from naming import naming
 from selection import few
@@ -85,6 +85,7 @@ def test_a_label_is_followed_at_once_and_ends_the_training_of_the_folds(
         for image in (file_digest(first), new.read_bytes()):
             page.set_label(image, "square", "joe", CLASSES)
             assert teacher.learn()
+            assert teacher._stage is Stage.INTERIM
             heads.append(head_of(run))
         assert len({*heads}) == 3
 

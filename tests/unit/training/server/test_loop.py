@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_the_journal_is_told_of_the_last_checkpoint_as_soon_as_it_can_be() -> No
 
 def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
     assert len(list(journal_of_a_run(refuses_for_s=60.0).records())) == 2
+
+
+def test_a_checkpoint_that_failed_during_the_run_is_reported_until_the_next_is_written() -> None:
+    schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
+    socket, machine = VirtualNetwork(schedule).listen("server"), Machine(schedule, disk)
+    files = replace(FILES, checkpoint_every_s=1.0)
+    with opened_server(socket, SETTINGS, ZEROS, files, machine=machine) as loop:
+        turns, errors = loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)), []
+        while schedule.now_s < 4.0:
+            schedule.now_s += next(turns)
+            errors.append(loop.files.on_disk.checkpoint_error is not None)
+        assert [is_error for is_error, _ in groupby(errors)] == [False, True, False]
+        assert loop.run.metrics.checkpoints_failed == 1
 
 
 def test_a_server_resumes_on_a_full_disk() -> None:
