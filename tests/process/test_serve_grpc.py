@@ -138,6 +138,10 @@ def test_messages_that_are_damaged_or_too_large_end_only_their_call(serve: Any, 
             assert refused.value.code() is code
         for call in [infer.future(b"") for _ in range(50)]:
             call.cancel()
+        ready = MESSAGES["ModelReadyRequest"](name="tiny").SerializeToString()
+        assert channel.unary_unary(f"{CALL}ModelReady")(
+            ready, timeout=60
+        )  # none of them holds a place
         check = health_pb2_grpc.HealthStub(channel).Check
         found = check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
         assert found.status == health_pb2.HealthCheckResponse.SERVING

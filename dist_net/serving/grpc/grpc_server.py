@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -116,11 +117,14 @@ class GrpcServer:
         }
         calls = {name: _described(name, respond) for name, respond in described.items()}
         calls |= {"ModelInfer": self._inferred, _STREAM: self._streamed}
-        # Each call is one of streams, which is the same on the wire: so a message is read after the
-        # token is checked, and a response counts until it is written. Messages arrive as bytes:
-        # gRPC would log a traceback for each that cannot be parsed.
+        # Each request is a stream, which is the same on the wire: so a message is read after the
+        # token is checked. Messages arrive as bytes: gRPC would log a traceback for each that
+        # cannot be parsed.
+        kinds = {_STREAM: grpc.stream_stream_rpc_method_handler}
         handlers = {
-            name: grpc.stream_stream_rpc_method_handler(self._handler(name, respond))
+            name: kinds.get(name, grpc.stream_unary_rpc_method_handler)(
+                self._handler(name, respond)
+            )
             for name, respond in calls.items()
         }
         self._server.add_generic_rpc_handlers(
@@ -160,20 +164,24 @@ class GrpcServer:
             ) from error
 
     def _handler(self, name: str, respond: Respond) -> Any:
-        async def call(contents: AsyncIterator[bytes], context: Any) -> None:
+        async def call(contents: AsyncIterator[bytes], context: Any) -> bytes:
             sender, headers = self._sender(context)
+            response = b""
             share, log = sender.share(self._ledger), RequestLog(f"gRPC {name}", headers)
+            held = ExitStack()
             if sender.role and name not in _OPEN and share is not self._last_client:
                 self._last_client, self._changed_s = share, time.monotonic()
             context.set_trailing_metadata((("x-request-id", log.request_id),))
             try:
                 await self._turn(share)
                 if name in _OPEN:
-                    await context.write((await respond(b"", None, context)).SerializeToString())
+                    response = (await respond(b"", None, context)).SerializeToString()
                 elif name != _STREAM:
-                    await self._answer(lambda: anext(contents, b""), respond, context)
+                    context.add_done_callback(lambda _: held.close())  # the response is written
+                    read = partial(anext, contents, b"")
+                    response = await self._answer(sender, read, respond, context, held)
                 else:  # each in turn; an error ends only its request, except of a token
-                    self._credential(context)
+                    _require_token(sender)
                     async for content in contents:
                         await self._answer_in_stream(content, context)
                 log.code = 200
@@ -191,6 +199,7 @@ class GrpcServer:
                 raise
             finally:
                 log.end(sender.name, is_logged=self._settings.access_log)
+            return response
 
         return call
 
@@ -207,30 +216,40 @@ class GrpcServer:
                 await asyncio.sleep(wait_s)
 
     async def _answer(
-        self, read: Callable[[], Awaitable[bytes]], respond: Respond, context: Any
-    ) -> None:
-        """Answer a message within its client's limits; hold its bytes until the answer is read."""
-        share = self._credential(context).share(self._ledger)
-        async with self._gates.setdefault(share, asyncio.Semaphore(_CALLS_OF_CLIENT)):
-            opened = self._ledger.begin(share, time.monotonic())
-            try:
-                content = await read()
-                opened.require(len(content))
-                share.account.received_bytes += len(content)
-                response = (await respond(content, opened, context)).SerializeToString()
-                opened.answered(len(response))
-                await context.write(response)
-            finally:
-                opened.answered(0)
+        self,
+        sender: Credential,
+        read: Callable[[], Awaitable[bytes]],
+        respond: Respond,
+        context: Any,
+        held: ExitStack,
+    ) -> bytes:
+        """Return the response to a message within its client's limits; ``held`` holds its bytes."""
+        _require_token(sender)
+        share = sender.share(self._ledger)
+        gate = self._gates.setdefault(share, asyncio.Semaphore(_CALLS_OF_CLIENT))
+        await gate.acquire()
+        held.callback(gate.release)
+        opened = self._ledger.begin(share, time.monotonic())
+        held.callback(opened.answered, 0)
+        content = await read()
+        opened.require(len(content))
+        share.account.received_bytes += len(content)
+        response: bytes = (await respond(content, opened, context)).SerializeToString()
+        opened.answered(len(response))
+        return response
 
     async def _answer_in_stream(self, content: bytes, context: Any) -> None:
-        try:
-            await self._answer(partial(_ready, content), self._streamed, context)
-        except DistNetError as error:
-            if code_of_error(error) == _NO_TOKEN:  # it was withdrawn
-                raise
-            response = MESSAGES[f"{_STREAM}Response"](error_message=str(error)[:_MAX_DETAILS])
-            await context.write(response.SerializeToString())
+        sender, _ = self._sender(context)
+        with ExitStack() as held:
+            try:
+                answer = sender, partial(_ready, content), self._streamed, context, held
+                response = await self._answer(*answer)
+            except DistNetError as error:
+                if code_of_error(error) == _NO_TOKEN:  # it was withdrawn
+                    raise
+                message = MESSAGES[f"{_STREAM}Response"](error_message=str(error)[:_MAX_DETAILS])
+                response = message.SerializeToString()
+            await context.write(response)
 
     def _sender(self, context: Any) -> tuple[Credential, dict[str, str]]:
         """Return the sender's credential and headers."""
@@ -238,14 +257,6 @@ class GrpcServer:
         host, _ = _peer(context)
         authorization = headers.get("authorization", "").encode()
         return self._settings.credential(host, authorization), headers
-
-    def _credential(self, context: Any) -> Credential:
-        """Return the sender's credential. Raise BadRequestError without a valid token."""
-        credential, _ = self._sender(context)
-        if not credential.role:
-            reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
-            raise BadRequestError(reason, _NO_TOKEN)
-        return credential
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         served = served_model(self._gateway, request.name)
@@ -302,6 +313,12 @@ class GrpcServer:
 
     async def _streamed(self, *arguments: Any) -> Any:
         return MESSAGES[f"{_STREAM}Response"](infer_response=await self._inferred(*arguments))
+
+
+def _require_token(sender: Credential) -> None:
+    if not sender.role:
+        reason = "the token is missing or wrong; expected authorization: Bearer TOKEN"
+        raise BadRequestError(reason, _NO_TOKEN)
 
 
 def _described(name: str, describe: Callable[[Any], dict[str, Any]]) -> Respond:
