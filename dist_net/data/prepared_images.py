@@ -46,6 +46,9 @@ Decode = Callable[[Path | None, Sequence[int]], Mapping[str, str]]
 """Decode the images with these indices, write their rows to the file unless it is None, and return
 the reason for each skipped image, by path."""
 
+Entry = dict[Path, os.stat_result]
+"""The files of a key, the record before the pixels, without the lock."""
+
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
@@ -317,8 +320,10 @@ class ImageCache:
     def _newest_rows(self) -> tuple[dict[tuple[str | int, ...], int | None], NDArray[np.uint8]]:
         """Return the newest entry's rows by path or name, size and time; None: a shared name."""
         rows: dict[tuple[str | int, ...], int | None] = {}
-        records = {self._last_use(path.stem): path for path in self._directory.glob("*.json")}
-        for _, path in sorted(records.items(), reverse=True):
+        for entry in sorted(self._entries().values(), key=_last_use, reverse=True):
+            path = next(iter(entry))
+            if path.suffix != ".json":
+                continue
             with suppress(OSError, ValueError, KeyError, TypeError):
                 record = json.loads(path.read_text())
                 if record["source"] != [self._root, self._preparation]:
@@ -350,31 +355,28 @@ class ImageCache:
 
     def _make_room(self) -> None:
         """Remove the least recently used entries, except those in use."""
-        keys = {path.name.partition(".")[0] for path in self._directory.iterdir()} - {self.key}
-        order = sorted(keys, key=self._last_use)
-        sizes = {key: sum(each.st_size for each in self._stats_of(key)) for key in order}
+        entries = self._entries()
+        entries.pop(self.key, None)
+        sizes = {key: sum(each.st_size for each in entries[key].values()) for key in entries}
         needed = self._bytes + sum(sizes.values()) - self.cache_bytes
-        for key, size_bytes in sizes.items():
+        for key in sorted(entries, key=lambda key: _last_use(entries[key])):
             if needed <= 0:
                 return
             lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, key)
             if lock is not None:
                 with closing(lock):
-                    for path in self._files_of(key):
-                        path.unlink()
-                needed -= size_bytes
+                    for path in entries[key]:
+                        path.unlink(missing_ok=True)
+                needed -= sizes[key]
 
-    def _last_use(self, key: str) -> float:
-        return max((each.st_mtime for each in self._stats_of(key)), default=0.0)
-
-    def _stats_of(self, key: str) -> Iterator[os.stat_result]:
-        for path in self._files_of(key):
-            with suppress(FileNotFoundError):  # another process makes room, too
-                yield path.stat()
-
-    def _files_of(self, key: str) -> Iterator[Path]:
-        """Return an entry's files, record before pixels, without the lock: others may await it."""
-        return (path for path in sorted(self._directory.glob(f"{key}.*")) if path.suffix != ".lock")
+    def _entries(self) -> dict[str, Entry]:
+        """Return all entries by key, without their locks: others may await those."""
+        entries: dict[str, Entry] = {}
+        for path in sorted(self._directory.iterdir()):
+            if path.suffix != ".lock":
+                with suppress(FileNotFoundError):  # another process makes room, too
+                    entries.setdefault(path.name.partition(".")[0], {})[path] = path.stat()
+        return entries
 
     def _lock(self, operation: int, key: str = "") -> IO[bytes] | None:
         """Return the locked file, which the caller must close; None if ``LOCK_NB`` fails."""
@@ -403,6 +405,10 @@ class ImageCache:
                 f"images, {self._bytes:,} bytes: make some, or give a smaller "
                 f"--cache-bytes"
             ) from error
+
+
+def _last_use(entry: Entry) -> float:
+    return max(each.st_mtime for each in entry.values())
 
 
 def _digest(*of: object) -> str:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import SettingError
-from dist_net.photos.head import ClassIndices
+from dist_net.photos.head import ClassIndices, require_wanted
 from dist_net.processes.equipment import available_cores
 
 SIDE = 32
@@ -165,8 +165,11 @@ def image_copies(thumbnails: Thumbnails) -> Iterator[tuple[int, int]]:
         turned = map(_turned, thumbnails[others[few]], turns[few].tolist())
         return _are_copies(thumbnails[ones[few]], np.stack([*turned]))
 
+    found = []
     with ThreadPoolExecutor(available_cores()) as pool:
-        found = [*pool.map(are_copies, range(0, len(ones), PAIRS_AT_ONCE))]
+        for each in pool.map(are_copies, range(0, len(ones), PAIRS_AT_ONCE)):
+            require_wanted()
+            found.append(each)
     is_pair = np.concatenate(found) if found else np.empty(0, bool)
     yield from zip(ones[is_pair].tolist(), others[is_pair].tolist(), strict=True)
 
@@ -177,6 +180,7 @@ def _likely_pairs(thumbnails: Thumbnails) -> tuple[ImageRows, ImageRows, ImageRo
     turned = [coarse_levels(_turned(grey, turn, (1, 2))) for turn in range(8)]
     nearest, found = min(NEAREST, len(grey) - 1), []
     for start in range(0, len(grey), ROWS_AT_ONCE):
+        require_wanted()
         some = turned[0][start : start + ROWS_AT_ONCE]
         best = np.full((len(some), len(grey)), -np.inf, np.float32)
         turn_of = np.empty(best.shape, np.int8)

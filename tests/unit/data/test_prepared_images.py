@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,13 @@ import pytest
 from PIL import Image
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.prepared_images import Decode, ImageCache, ImagePreprocessing, PreparedImages
+from dist_net.data.prepared_images import (
+    Decode,
+    Entry,
+    ImageCache,
+    ImagePreprocessing,
+    PreparedImages,
+)
 from dist_net.errors import DatasetError, FetchError, ImageError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs, drawn_folder
@@ -323,17 +329,40 @@ def test_a_file_that_another_process_removes_meanwhile_is_no_fault(
 ) -> None:
     first, second = (cats_and_dogs(tmp_path / name, each=5) for name in "ab")
     prepared(tmp_path / "cache", first, Decoder(first)).close()
-    listed = ImageCache._files_of
+    listed = ImageCache._entries
 
-    def list_and_remove(self: ImageCache, key: str) -> Iterator[Path]:
-        for path in listed(self, key):
-            if key != self.key:
-                path.unlink()
-            yield path
+    def list_and_remove(self: ImageCache) -> dict[str, Entry]:
+        entries = listed(self)
+        for path in entries.get(ImageCache(tmp_path, first, FIVE).key, ()):
+            path.unlink(missing_ok=True)
+        return entries
 
-    monkeypatch.setattr(ImageCache, "_files_of", list_and_remove)
-    with prepared(tmp_path / "cache", second, Decoder(second)) as images:
+    monkeypatch.setattr(ImageCache, "_entries", list_and_remove)
+    few = 10 * ROW_BYTES
+    with prepared(tmp_path / "cache", second, Decoder(second), cache_bytes=few) as images:
         assert images.pixels is not None
+
+
+def test_the_directory_is_listed_as_often_whatever_it_contains(
+    tmp_path: Path, folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = []
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, real=real: (listings.append(path), real(path))[1]
+        )
+    counts = []
+    for others in (0, 20):
+        directory = tmp_path / str(others) / "images"
+        directory.mkdir(parents=True)
+        for number in range(others):  # each set of images that was ever prepared leaves its lock
+            (directory / f"{number:032x}.lock").touch()
+            (directory / f"{number:032x}.json").write_text("{}")
+        listings.clear()
+        prepared(directory.parent, folder, Decoder(folder)).close()
+        counts.append(sum(Path(os.fsdecode(path)) == directory for path in listings))
+    assert counts[0] == counts[1] > 0
 
 
 def test_what_is_in_use_stays(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Groups: the same pixels saved again share one, other images do not; scenes by their paths."""
 
+from contextvars import copy_context
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from dist_net.errors import SettingError
 from dist_net.images.fitting import fit_image
+from dist_net.photos.head import INTERRUPTION
 from dist_net.photos.similar_images import (
     groups_of,
     image_copies,
@@ -83,3 +86,19 @@ def test_images_of_one_scene_share_a_group() -> None:
 def test_what_is_no_pattern_is_refused() -> None:
     with pytest.raises(SettingError, match="group_by"):
         scene_of_each([], "(")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_comparison_that_is_not_wanted_any_more_ends(steps: int) -> None:
+    generator = np.random.default_rng(3)
+    images = generator.integers(0, 10, (60, 64, 64, 3)) + np.arange(64)[:, None]
+    thumbnails, _ = thumbnails_and_digests(Rows(images.astype(np.uint8)))  # of 300 likely pairs
+    looks = count()
+
+    def compare() -> None:
+        INTERRUPTION.set(lambda: None if next(looks) < steps else pytest.fail("ends"))
+        [*image_copies(thumbnails)]
+
+    with pytest.raises(pytest.fail.Exception, match="ends"):
+        copy_context().run(compare)
+    assert next(looks) == steps + 1
