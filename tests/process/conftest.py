@@ -1,6 +1,7 @@
 """Real processes of the command line: started, watched, and all ended when a test is over."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -254,16 +255,47 @@ def here(
     return run_command
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = draw_shapes(tmp_path_factory.mktemp("images") / "photos", 12)
-    (root / "circle" / "broken.jpg").write_bytes(b"no image")
-    return root
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Have the first of pytest's processes that needs a directory make it for all of them."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made := path.with_suffix(".made")).exists():
+            make(path)
+            made.touch()
+    return path
 
 
-@pytest.fixture(scope="module")
-def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def common(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all of pytest's processes; tests do not change what is in it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def photos(common: Path) -> Path:
+    def draw(root: Path) -> None:
+        draw_shapes(root, 12)
+        (root / "circle" / "broken.jpg").write_bytes(b"no image")
+
+    return made_once(common / "photos", draw)
+
+
+@pytest.fixture(scope="session")
+def base(common: Path, photos: Path) -> Path:
     """A run of a small net, whose features need no weights that are installed apart."""
-    run = tmp_path_factory.mktemp("base") / "run"
-    dist_net.train(photos, base="none", epochs=1, run_dir=run, quiet=True)
-    return run
+
+    def train(run: Path) -> None:
+        dist_net.train(photos, base="none", epochs=1, run_dir=run, quiet=True)
+
+    return made_once(common / "base", train)
+
+
+@pytest.fixture(scope="session")
+def trained(common: Path, photos: Path, base: Path) -> Path:
+    """A run that tells the photos apart by the features of the base."""
+
+    def train(run: Path) -> None:
+        dist_net.train(photos, base=str(base), run_dir=run, quiet=True)
+
+    return made_once(common / "trained", train)

@@ -135,10 +135,9 @@ def recording(
         def look(event: str) -> None:
             for machine, of in states.items():
                 before, after = known.get(machine, {}), of(self, known["now"])
-                for key in before.keys() | after.keys():
+                for key, _ in before.items() ^ after.items():
                     old, new = before.get(key, OUTSIDE), after.get(key, OUTSIDE)
-                    if old != new:
-                        found.add((machine, old, event, new))
+                    found.add((machine, old, event, new))
                 known[machine] = after
 
         look("time" if known.keys() & states.keys() else "start")

@@ -136,11 +136,13 @@ def test_the_queue_grows_by_what_clients_send_and_ends_with_its_last_image(
         assert {each["image"] for each in collection.queued()} - folder == {
             file_digest(image) for image in sent
         }
-        for image in sent:
-            collection.set_label(file_digest(image), "circle", "eve", CLASSES)
+        for labelled in (1, len(sent)):
+            for image in sent[:labelled]:
+                collection.set_label(file_digest(image), "circle", "eve", CLASSES)
             learned(teacher)
             teacher.order(is_new=True)
-        assert not {each["image"] for each in collection.queued()} & {*map(file_digest, sent)}
+            queued = {each["image"] for each in collection.queued()} & {*map(file_digest, sent)}
+            assert queued == {*map(file_digest, sent[labelled:])}
         assert not [*collection.unlabelled.iterdir()]
         collection.queue.write_text('[{"image": 5}, 7]')
         with pytest.raises(CollectionError, match=naming("queue.json", "remove it")):
