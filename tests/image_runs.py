@@ -17,7 +17,7 @@ from dist_net.training.run.run_options import RunOptions
 
 COLOURS = ("red", "green", "blue")
 SIDE = 8
-NET = f"""
+CONFIGURATION = f"""
 [net]
 height={SIDE}
 width={SIDE}
@@ -27,14 +27,13 @@ filters=3
 size=1
 stride=1
 activation=linear
-[convolutional]
-filters=10
-size=1
-stride=1
-activation=linear
 [avgpool]
 [softmax]
 """
+NET = CONFIGURATION.replace(
+    "[avgpool]",
+    "[convolutional]\nfilters=10\nsize=1\nstride=1\nactivation=linear\n[avgpool]",
+)
 EYES = Base("darknet", "eyes", (SIDE, SIDE, 3), "crop", NET)
 RECIPE = ImageRecipe("colours", EYES, COLOURS, batch_size=1)
 

@@ -68,6 +68,15 @@ async def connected(server: HttpServer) -> Connection:
     return await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
 
 
+async def asked(server: HttpServer, service: FakeService) -> Connection:
+    """A connection whose request has reached the service."""
+    connection = await connected(server)
+    connection[1].write(REQUEST)
+    while not service.futures:
+        await asyncio.sleep(0.001)
+    return connection
+
+
 async def said(connection: Connection) -> tuple[int, dict[bytes, bytes], bytes]:
     """The next response: its status code, headers and body."""
     reader, _ = connection
@@ -196,10 +205,7 @@ def test_what_a_client_asked_that_goes_is_cancelled() -> None:
     service = FakeService(is_silent=True)
 
     async def client(server: HttpServer) -> None:
-        connection = await connected(server)
-        connection[1].write(REQUEST)
-        while not service.futures:
-            await asyncio.sleep(0.001)
+        connection = await asked(server, service)
         connection[1].close()
         while not service.futures[0].cancelled():
             await asyncio.sleep(0.001)
@@ -211,10 +217,7 @@ def test_a_server_that_stops_answers_what_was_asked() -> None:
     service = FakeService(is_silent=True)
 
     async def client(server: HttpServer) -> None:
-        asking, idle = await connected(server), await connected(server)
-        asking[1].write(REQUEST)
-        while not service.futures:
-            await asyncio.sleep(0.001)
+        asking, idle = await asked(server, service), await connected(server)
         server.stop()
         assert await end(idle) == b""
         service.futures[0].set_result(service._answer(service.requests[0]))
@@ -265,10 +268,7 @@ def test_a_server_that_stops_does_not_wait_for_ever() -> None:
     service = FakeService(is_silent=True)
 
     async def client(server: HttpServer) -> None:
-        connection = await connected(server)
-        connection[1].write(REQUEST)
-        while not service.futures:
-            await asyncio.sleep(0.001)
+        connection = await asked(server, service)
         server.stop()
         assert (await said(connection))[0] == 503
         await end(connection)
@@ -344,10 +344,7 @@ def test_what_is_no_request_does_not_cost_the_one_before_its_answer(nonsense: by
     service = FakeService(is_silent=True)
 
     async def client(server: HttpServer) -> None:
-        connection = await connected(server)
-        connection[1].write(REQUEST)
-        while not service.futures:
-            await asyncio.sleep(0.001)
+        connection = await asked(server, service)
         connection[1].write(nonsense)
         while not server.refusals.counts:
             await asyncio.sleep(0.001)

@@ -18,23 +18,9 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import imagenet_labels, published
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.run_directory import RunDirectory
-from image_runs import write_run
+from image_runs import CONFIGURATION, write_run
 
 Start = Callable[..., Any]
-
-CONFIGURATION = """
-[net]
-height=8
-width=8
-channels=3
-[convolutional]
-filters=3
-size=1
-stride=1
-activation=linear
-[avgpool]
-[softmax]
-"""
 
 
 @pytest.fixture

@@ -51,21 +51,8 @@ from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
 from dist_net.wire.token_exchange import ServerAccess
+from image_runs import CONFIGURATION
 from naming import naming
-
-CONFIGURATION = """
-[net]
-height=8
-width=8
-channels=3
-[convolutional]
-filters=3
-size=1
-stride=1
-activation=linear
-[avgpool]
-[softmax]
-"""
 
 
 def progress(_: object) -> None:

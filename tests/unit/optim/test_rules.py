@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,25 +55,14 @@ def nesterov_by_hand(weight, gradients):
     return weight
 
 
-def adam_by_hand(weight, gradients):
+def adam_by_hand(weight, gradients, decay=0.0):
     first = second = 0.0
     for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
         step = index + 1
         first = 0.7 * first + 0.3 * gradient
         second = 0.95 * second + 0.05 * gradient**2
         corrected = rate * math.sqrt(1 - 0.95**step) / (1 - 0.7**step)
-        weight = weight - corrected * first / (math.sqrt(second) + 1e-3)
-    return weight
-
-
-def adamw_by_hand(weight, gradients):
-    first = second = 0.0
-    for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
-        step = index + 1
-        first = 0.7 * first + 0.3 * gradient
-        second = 0.95 * second + 0.05 * gradient**2
-        corrected = rate * math.sqrt(1 - 0.95**step) / (1 - 0.7**step)
-        weight = weight * (1 - rate * 0.2) - corrected * first / (math.sqrt(second) + 1e-3)
+        weight = weight * (1 - rate * decay) - corrected * first / (math.sqrt(second) + 1e-3)
     return weight
 
 
@@ -97,7 +87,7 @@ CASES = {
     "momentum": (Momentum(0.8), momentum_by_hand),
     "nesterov": (Nesterov(0.8), nesterov_by_hand),
     "adam": (Adam(0.7, 0.95, 1e-3), adam_by_hand),
-    "adamw": (AdamW(0.7, 0.95, 1e-3, 0.2), adamw_by_hand),
+    "adamw": (AdamW(0.7, 0.95, 1e-3, 0.2), partial(adam_by_hand, decay=0.2)),
     "adagrad": (AdaGrad(1e-3, 0.25), adagrad_by_hand),
     "rmsprop": (RMSprop(0.7, 1e-3), rmsprop_by_hand),
 }

@@ -1,9 +1,11 @@
 """Keras's callbacks by name: when training ends, and which weights are kept."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import dist_net
 from dist_net import EarlyStopping, ModelCheckpoint
@@ -20,6 +22,20 @@ LABELS = (INPUTS[:, 0] > INPUTS[:, 1]).astype(np.int64)
 
 def classifier() -> Model:
     return Model(Dense(2), (3,), input_dtype=np.float32)
+
+
+def diverging(model: Model, callbacks: list[Any], labels: NDArray[np.int64] = LABELS) -> Any:
+    """The history of a training with a learning rate that is far too large."""
+    return dist_net.fit(
+        model,
+        INPUTS,
+        labels,
+        validation=(INPUTS, labels),
+        optimizer="sgd",
+        learning_rate=200.0,
+        epochs=5,
+        callbacks=callbacks,
+    )
 
 
 def losses(*values: float) -> list[EpochResult]:
@@ -54,22 +70,12 @@ def test_an_accuracy_improves_when_it_rises() -> None:
 
 
 def test_the_best_weights_are_restored_also_if_the_epochs_run_out() -> None:
-    """The learning rate is so large that training diverges."""
     labels = RANDOM.integers(0, 2, len(INPUTS))
     for patience in (1, 50):
         model = classifier()
         dist_net.fit(model, INPUTS, labels, epochs=3, learning_rate=0.1)
         stopping = EarlyStopping(patience=patience, restore_best_weights=True)
-        history = dist_net.fit(
-            model,
-            INPUTS,
-            labels,
-            validation=(INPUTS, labels),
-            optimizer="sgd",
-            learning_rate=200.0,
-            epochs=5,
-            callbacks=[stopping],
-        )
+        history = diverging(model, [stopping], labels)
         found = [each.validation.loss for each in history if each.validation]
         assert found[-1] > min(found)
         assert model.evaluate(INPUTS, labels)["loss"] == pytest.approx(min(found), rel=1e-5)
@@ -79,16 +85,7 @@ def test_training_goes_on_from_its_own_weights_until_the_best_are_restored() -> 
     histories = []
     for restores in (False, True):
         stopping = EarlyStopping(patience=9, restore_best_weights=restores)
-        history = dist_net.fit(
-            classifier(),
-            INPUTS,
-            LABELS,
-            validation=(INPUTS, LABELS),
-            optimizer="sgd",
-            learning_rate=200.0,
-            epochs=5,
-            callbacks=[stopping],
-        )
+        history = diverging(classifier(), [stopping])
         histories.append([each.loss for each in history])
     assert histories[0] == histories[1]
 
@@ -102,15 +99,8 @@ def test_the_best_epoch_is_saved_or_each_under_a_name_of_its_own(tmp_path: Path)
     def remember(_: EpochResult) -> None:
         saved.append(Model.load(best).evaluate(INPUTS, LABELS)["loss"])
 
-    history = dist_net.fit(
-        model,
-        INPUTS,
-        LABELS,
-        validation=(INPUTS, LABELS),
-        optimizer="sgd",
-        learning_rate=200.0,
-        epochs=4,
-        callbacks=[ModelCheckpoint(best, save_best_only=True), ModelCheckpoint(each), remember],
+    history = diverging(
+        model, [ModelCheckpoint(best, save_best_only=True), ModelCheckpoint(each), remember]
     )
     found = [result.validation.loss for result in history if result.validation]
     assert saved == pytest.approx(np.minimum.accumulate(found), rel=1e-5)
