@@ -1,8 +1,9 @@
 """The base of a run, a trained net that provides the features: find it, and compute features."""
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
-from dist_net.nets.foreign_onnx import open_session
+from dist_net.nets.foreign_onnx import OnnxSession, open_session
 from dist_net.nets.onnx_base import read_backbone
 from dist_net.nets.recipe_origins import image_recipe_of
 from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, small_base
@@ -38,7 +39,7 @@ from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nets.sources.named_source import parse_named_source
-from dist_net.nn.inference import key_of_vector, prepare
+from dist_net.nn.inference import Inference, key_of_vector, prepare
 from dist_net.photos.head import HeadWeights
 from dist_net.photos.image_preparation import ShowCount
 from dist_net.photos.unknown_images import Distance
@@ -253,6 +254,15 @@ class FeatureExtractor:
         self._fill(samples, np.arange(len(samples)), table, lambda *_: None)
         return table["features"][:, 0]
 
+    @cached_property
+    def _session(self) -> Inference | OnnxSession:
+        prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
+        if self._engine == NUMPY:
+            return open_session(self._model, prepared, self._threads, BATCH_SIZE)
+        found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
+        found = computed_by(found, self._engine)
+        return open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+
     def _kept(self) -> NDArray[np.void]:
         """Return the file's rows; none if it is missing, damaged or holds other rows."""
         # Unlike np.load, ``open_memmap`` reads no zip file, and maps no more than the file.
@@ -266,24 +276,16 @@ class FeatureExtractor:
         self, samples: Samples, new: NDArray[np.int64], table: NDArray[np.void], show: ShowCount
     ) -> None:
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
-        prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
-        if self._engine == NUMPY:
-            session = open_session(self._model, prepared, self._threads, BATCH_SIZE)
-        else:
-            found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
-            found = computed_by(found, self._engine)
-            session = open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
-        with closing(session) as inference:
-            for start in range(0, len(new), BATCH_SIZE):
-                rows = new[start : start + BATCH_SIZE]
-                images = batch[: len(rows)]
-                samples.read(rows, images)
-                # A variant depends on the pixels, so that it can be found again as well.
-                seeds = [int.from_bytes(each[:8]) for each in table["digest"][rows].tolist()]
-                for view in range(self._views.count):
-                    variants = images.copy()
-                    if view:
-                        with_channels = variants.reshape(*images.shape[:3], -1, copy=False)
-                        self._views.augmentation.apply(with_channels, self._views.seed, view, seeds)
-                    table["features"][rows, view] = inference(variants)
-                show(start + len(rows), len(new))
+        for start in range(0, len(new), BATCH_SIZE):
+            rows = new[start : start + BATCH_SIZE]
+            images = batch[: len(rows)]
+            samples.read(rows, images)
+            # A variant depends on the pixels, so that it can be found again as well.
+            seeds = [int.from_bytes(each[:8]) for each in table["digest"][rows].tolist()]
+            for view in range(self._views.count):
+                variants = images.copy()
+                if view:
+                    with_channels = variants.reshape(*images.shape[:3], -1, copy=False)
+                    self._views.augmentation.apply(with_channels, self._views.seed, view, seeds)
+                table["features"][rows, view] = self._session(variants)
+            show(start + len(rows), len(new))

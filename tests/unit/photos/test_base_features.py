@@ -11,6 +11,7 @@ from dist_net.data.samples import ArraySamples
 from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.recipes.image_recipe import small_base
+from dist_net.photos import bases
 from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.similar_images import thumbnails_and_digests
@@ -52,6 +53,21 @@ def computed(of: FeatureExtractor, pixels: np.ndarray) -> tuple[np.ndarray, int]
     )
     assert shown[-1][0] == shown[-1][1]
     return np.array(found), shown[-1][1]
+
+
+def test_the_net_is_compiled_once_for_images_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = bases.open_session
+    monkeypatch.setattr(
+        bases, "open_session", lambda *of: (opened.append(real(*of)), opened[-1])[1]
+    )
+    (tmp_path / "images").mkdir()
+    of = extractor(tmp_path)
+    found = [of.features_of(ArraySamples(images()[each : each + 1])) for each in range(3)]
+    assert len(opened) == 1
+    assert (np.concatenate(found) == computed(extractor(tmp_path), images()[:3])[0][:, 0]).all()
 
 
 @pytest.mark.parametrize("views", [Views(), Views(3, seed=5)])
