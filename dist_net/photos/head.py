@@ -156,7 +156,8 @@ class HeadProblem:
         """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
 
         Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
-        is then within a share of ``CONVERGED``² of the minimum.
+        is then within a share of ``CONVERGED``² of the minimum. Each takes a step at least: the
+        solution of other labels may be as near, and without their effect.
         """
         with _products() as product:
             return self._descend(penalty, weights, product)
@@ -177,7 +178,7 @@ class HeadProblem:
         while taken < MAX_STEPS:
             require_wanted()
             largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
-            is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
+            is_open = _dot(gradient, gradient) > (taken > 0) * largest + 1e-9 * len(self._rows)
             if not is_open.any():
                 break
             direction = direction * is_open[:, None]

@@ -134,11 +134,13 @@ def test_a_hostile_teacher_is_bounded_and_harms_no_honest_one(
 
 
 def test_the_example_of_a_camera_corrects_an_answer(
-    serve: Start, run: Path, photos: Path, tmp_path: Path
+    serve: Start, run: Path, photos: Path, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
     inbox = tmp_path / "incoming"
     inbox.mkdir()
     pool = serve(str(run), "--teach", "--workers", "1", "--inbox", str(inbox))
+    # The teacher publishes the model of a copied directory once more, with its new path.
+    eventually(lambda: pool.get("/v1/models/run")[1]["described"][0]["version"] == 2)
     script = Path(__file__).parents[2] / "examples" / "camera" / "camera.py"
     frame = photos / "circle" / "000.jpg"
     command = [sys.executable, script, inbox, pool.address, frame, "square"]

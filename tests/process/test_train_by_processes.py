@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def servers_of(run: Path) -> list[int]:
     """The process ids of the run's parameter servers."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        words = file.read_bytes().split(b"\0") if file.exists() else []
+        words = list[bytes]()
+        with suppress(OSError):  # it has ended meanwhile
+            words = file.read_bytes().split(b"\0")
         if b"dist_net.training.run.parameter_server_process" in words and os.fsencode(run) in words:
             found.append(int(file.parent.name))
     return found

@@ -115,6 +115,22 @@ def test_a_head_of_features_that_came_later_is_that_of_all_at_once(width):
     assert np.abs(apart[0] - apart[1]).max() < 0.1 * np.abs(apart[0]).max()
 
 
+@pytest.mark.parametrize("penalty", PENALTIES[::2])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_other_label_of_many_changes_a_head_that_was_solved(penalty, seed):
+    features, labels = drawn(1500, spread=0.3, seed=seed)
+    components = Components.principal(features)
+    before = HeadProblem(components, labels, 3)
+    weights, _ = before.solve(penalty, before.zeros())
+    for row in range(0, 1500, 150):
+        others = labels.copy()
+        others[row] = (others[row] + 1) % 3
+        after, taken = HeadProblem(components, others, 3).solve(penalty, weights)
+        change = (components.rows[row] @ (after - weights)[:, 0].T)[[labels[row], others[row]]]
+        assert taken > 0
+        assert change[0] < change[1]
+
+
 def test_it_is_within_a_point_of_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = drawn(count=1200, width=60, classes=6, spread=0.35)
