@@ -156,8 +156,8 @@ class HeadProblem:
         """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
 
         Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
-        is then within a share of ``CONVERGED``² of the minimum. Each takes a step at least: the
-        solution of other labels may be as near, and without their effect.
+        is then within a share of ``CONVERGED``² of the minimum. Each takes at least one step: the
+        solution for the labels before one changed may already be within that bound.
         """
         with _products() as product:
             return self._descend(penalty, weights, product)

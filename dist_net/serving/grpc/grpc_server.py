@@ -67,7 +67,7 @@ _CALLS = 1024  # at a time; those that wait for their client's others have not b
 _CALLS_OF_CLIENT = 16  # at a time; its others wait
 _CALLS_PER_S, _CALLS_AT_ONCE = 300, 4  # that a client begins while others call
 _CONNECTIONS = 128
-_STREAMS = 64  # of a connection; gRPC refuses more at once, also those that were reset
+_STREAMS = 64  # of a connection; gRPC refuses further ones, and counts those that were reset
 _POLL_S = 0.25
 _MAX_DETAILS = 1000  # characters; longer ones would exceed the client's limit of headers
 
@@ -146,7 +146,7 @@ class GrpcServer:
             await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more calls, and wait for the open ones."""
+        """Refuse new calls, and wait for the open ones."""
         await self._server.stop(grace_s)
 
     def _bound_port(self) -> int:

@@ -1,11 +1,11 @@
-// The report of a run, or of a model that is taught: there its wrong and doubtful labels can be corrected.
+// The report of a run, or of a model that is taught, whose wrong and doubtful labels can be corrected.
 
 import { byId, element } from "./elements.js";
 import { classNames, labels, reportOfModel, reportOfRun, setLabel } from "./gateway.js";
 import { count, label as readable } from "./words.js";
 
-const asked = new URLSearchParams(location.search);
-const [model, run] = [asked.get("model"), asked.get("run")];
+const query = new URLSearchParams(location.search);
+const [model, run] = [query.get("model"), query.get("run")];
 
 async function show() {
   const [[text, written], names, latest] = await (model === null
