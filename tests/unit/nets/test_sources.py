@@ -329,7 +329,8 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     )
 
 
-def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run):
+def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run, monkeypatch):
+    monkeypatch.chdir(run.path)  # no runs to suggest
     checkpoint = read_checkpoint(run.checkpoint)
     write_checkpoint(run.checkpoint, replace(checkpoint, version=6), kept=3, previous_version=5)
     whole = run.checkpoint.read_bytes()
