@@ -123,11 +123,8 @@ class Desk:
         assert work.state is not None
         state = work.state + np.float32(change)
         state[-1] = work.state[-1] + work.steps.samples / work.steps.batch_size / work.steps.parts
-        push = Push(
-            *self.numbered(work.worker_id),
-            *(work.lease_id, 2.0 * work.steps.samples, 3, 0.0),
-            state,
-        )
+        loss_sum = 2.0 * work.steps.samples
+        push = Push(*self.numbered(work.worker_id), work.lease_id, loss_sum, 3, 0.0, state)
         return push._replace(**facts)
 
     def pull(self, node: bytes, worker_id: int) -> Any:

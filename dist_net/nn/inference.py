@@ -250,8 +250,7 @@ class _Plans:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return probabilities
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
 def prepare(model: Model, weights: Vector) -> Prepared:

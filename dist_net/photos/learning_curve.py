@@ -47,7 +47,7 @@ def learning_curve(
         return None
     wrong = [count - each.sum() + 0.5 for each in is_right]
     exponent = np.clip(-np.polyfit(np.log(images), np.log(wrong), 1)[0], 0, STEEPEST)
-    more = int(float(f"{median(np.bincount(judged.targets)):.0e}"))  # of one digit
+    more = int(float(f"{median(np.bincount(judged.targets).tolist()):.0e}"))  # of one digit
 
     def curve(of: NDArray[np.bool_]) -> Curve:
         points = [

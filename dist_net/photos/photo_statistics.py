@@ -189,7 +189,7 @@ def proven_precisions(
     precisions = np.arange(1, 1000)[:, None] / 1000
     is_expected = lower_bound(total, predicted) >= precisions
     last_expected = len(tested) - 1 - is_expected[:, ::-1].argmax(1, keepdims=True)
-    allowed = is_expected.any(1, keepdims=True) * np.floor(predicted[last_expected] / 2)
+    allowed = np.where(is_expected.any(1, keepdims=True), predicted[last_expected] // 2, 0.0)
     is_tested = np.logical_or.accumulate(lower_bound(total, allowed) >= precisions, 1)
     is_below = is_tested & (lower_bound(total, wrong) < precisions)
     is_proven = is_tested & ~np.logical_or.accumulate(is_below, 1)

@@ -341,7 +341,7 @@ def _match(first: Thumbnails, second: Thumbnails, numbers: Alignments) -> NDArra
 def _has_colours(one: ImageLevels, other: ImageLevels) -> NDArray[np.bool_]:
     """Return which colours, (N, numbers), another image has, more or less saturated."""
     saturation = (one * other).sum(1) / ((other * other).sum(1) + 1)
-    rest = one - np.clip(saturation, 0, MAX_SATURATION)[:, None] * other
+    rest = np.asarray(one - np.clip(saturation, 0, MAX_SATURATION)[:, None] * other, np.float32)
     return np.asarray(
         _root_mean_square(rest) <= MAX_COLOUR * np.hypot(_root_mean_square(one), COLOUR_NOISE)
     )

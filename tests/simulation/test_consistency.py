@@ -37,7 +37,8 @@ HANGS_S = 1e9
 def gradient_of_line(weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
     inputs = INPUTS[minibatch.epoch, minibatch.start : minibatch.stop]
     error = inputs @ weights - inputs.sum(axis=1)
-    return MinibatchGradient(float(error @ error), inputs.T @ error / len(error))
+    mean: Vector = np.asarray(inputs.T @ error / len(error), np.float32)
+    return MinibatchGradient(float(error @ error), mean)
 
 
 def cluster_of(
