@@ -19,7 +19,7 @@ trained.save("digits.safetensors")
 model: LoadedModel = dist_net.load(Path("digits.safetensors"))
 (spec,) = model.inputs
 likeliest: list[int] = model.predict(np.zeros((2, *spec.shape), spec.dtype)).argmax(1).tolist()
-certain: float = model.probabilities(images).max(1).mean()
+certain: float = model.probabilities(images).max(1).mean().item()
 best: list[Prediction] = model.classify(images[0], top=2)
 accuracy: float | None = model.evaluate(images, labels).accuracy
 dist_net.export_model(model, "digits.npz")
