@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-MAX_LINES = 56_321
+MAX_LINES = 56_322
 """The budget. A commit that raises it must state the benefit to users."""
 
 LONG_MODULE, LONG_FUNCTION = 500, 60

@@ -11,6 +11,7 @@ gateway reports it. It leaves one file of arrays and its description.
 
 import argparse
 import logging
+import math
 import os
 import resource
 import sys
@@ -208,10 +209,10 @@ def answer_file(directory: Path, model: str) -> Path:
 
 
 def limit_process(memory_bytes: int, computing_s: int, open_files: int) -> None:
-    """Limit this process's memory, computing time and open files; it writes no core file."""
+    """Limit this process's memory, further computing and open files; it writes no core file."""
     limit_memory(memory_bytes, is_final=True)
     for kind, limit in (
-        (resource.RLIMIT_CPU, computing_s),
+        (resource.RLIMIT_CPU, math.ceil(time.process_time()) + computing_s),
         (resource.RLIMIT_NOFILE, open_files),
         (resource.RLIMIT_CORE, 0),
     ):
